@@ -1,0 +1,469 @@
+"""The page: SPACE races plain decoding on the visitor's own prompt. `python app.py`, then open it.
+
+Top to bottom as the page is. The only file that imports gradio; what a run is, how it decodes and
+how it is told are in `space_core`. The page is served at once, the model loads behind it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+
+from space_core.errors import PromptError, SettingError, SpaceError
+from space_core.settings import MAX_K, Plan, Settings
+from space_core.views import frames
+
+if TYPE_CHECKING:
+    from space_core.model import SpaceModel
+
+HERE = Path(__file__).parent
+ASSETS = HERE / "assets"
+DEFAULT_MODEL = ASSETS / "checkpoints" / "python-mini"
+
+FRAMES_PER_SECOND = 25
+DEADLINE = float(os.environ.get("SPACE_DEADLINE", "120"))
+"""Seconds that one race may hold the device."""
+QUEUE = 16
+MAX_PROMPT_CHARACTERS = 65_536
+
+EXAMPLES = {
+    "binary search": '''def binary_search(items, target):
+    """Return the index of target in the sorted list items, or -1."""
+''',
+    "is prime": '''def is_prime(n: int) -> bool:
+    """Return True if n is a prime number.
+
+    >>> is_prime(7)
+    True
+    """
+''',
+    "stack class": '''class Stack:
+    """A last-in, first-out stack."""
+
+    def __init__(self):
+''',
+    "read a CSV": '''import csv
+
+
+def read_rows(path):
+    """Read a CSV file and return its rows as a list of dictionaries."""
+''',
+    "hostile text": r'''def escape(text):
+    """Make `${alert(1)}` and <img src=x onerror="alert(1)"> harmless.
+
+    >>> escape("C:\\users</script>")
+    """
+''',
+}
+
+
+# ---------------------------------------------------------------- the model behind the page
+
+
+class Loader:
+    """Loads and warms one model in the background; whoever needs it waits here."""
+
+    def __init__(self, source: str, device: str, dtype: str) -> None:
+        self.source, self.device, self.dtype = source, device, dtype
+        self.done = threading.Event()
+        self._model: SpaceModel | None = None
+        self._error = ""
+
+    def start(self) -> None:
+        threading.Thread(target=self._load, name="load-model", daemon=True).start()
+
+    @property
+    def model(self) -> SpaceModel:
+        """The model; ask only once `done` is set.
+
+        Raises:
+            gr.Error: when it could not be loaded, saying why.
+        """
+        if self._model is None:
+            raise gr.Error(self._error or "The model is still loading.", print_exception=False)
+        return self._model
+
+    def status(self) -> dict[str, str]:
+        """What the chip says."""
+        if self._model is not None:
+            model, dtype = self._model, _dtype_name(self._model)
+            title = f"{model.k} trained masks, context of {model.context} tokens"
+            return {"state": "ready", "text": f"{model.name} · {model.device} · {dtype}", "title": title}
+        if self._error:
+            return {"state": "failed", "text": "no model", "title": self._error}
+        return {"state": "loading", "text": f"loading {Path(self.source).name}"}
+
+    def _load(self) -> None:
+        try:
+            # torch and transformers take seconds to import: the page is served meanwhile.
+            import space_core
+
+            device = self.device
+            if device == "auto":
+                from space_core.model import best_device
+
+                device = best_device()
+            model = space_core.load(self.source, device=device, dtype=self.dtype)
+            settings = Settings(max_new_tokens=8, k=min(model.k, MAX_K))
+            for decoder in (space_core.vanilla, space_core.space):
+                for _ in decoder(model, model.encode("def main():\n"), settings):
+                    pass
+            self._model = model
+            from space_core.views import figures  # noqa: F401  (plotly, for the first figure)
+        except SpaceError as error:
+            self._error = str(error)
+        except Exception as error:  # whatever a foreign model throws, the page must say it
+            self._error = f"The model could not be loaded: {error}"
+            raise
+        finally:
+            if self._error:
+                print(self._error, file=sys.stderr)
+            self.done.set()
+
+
+def _dtype_name(model: SpaceModel) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
+# ---------------------------------------------------------------- what the buttons do
+
+
+class Request(NamedTuple):
+    """The fields of one request, in the order of the page's inputs; untrusted until checked."""
+
+    prompt: Any
+    k: Any
+    max_new_tokens: Any
+    temperature: Any
+    top_p: Any
+    seed: Any
+    plan: Any
+
+    def settings(self) -> Settings:
+        """Raises SettingError."""
+        return Settings(**{name: value for name, value in self._asdict().items() if name != "prompt"})
+
+    def problems(self, model: SpaceModel | None) -> dict[str, str]:
+        """What is wrong, by field."""
+        found = {}
+        try:
+            read_prompt(self.prompt, model)
+        except PromptError as error:
+            found["prompt"] = str(error)
+        for name, value in self._asdict().items():
+            if name != "prompt":
+                try:
+                    Settings(**{name: value})
+                except SettingError as error:
+                    found[error.field] = str(error)
+        return found
+
+
+def read_prompt(prompt: Any, model: SpaceModel | None) -> list[int]:
+    """The prompt's ids; without a model, only what can be said without one is checked.
+
+    Raises:
+        PromptError: with a sentence for the field.
+    """
+    if not isinstance(prompt, str):
+        raise PromptError("the prompt must be text")
+    if not prompt.strip():
+        raise PromptError("the prompt is empty: write a few words for the model to continue")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise PromptError(
+            f"the prompt has {len(prompt):,} characters, but at most {MAX_PROMPT_CHARACTERS:,} are "
+            "taken: shorten it"
+        )
+    if "\0" in prompt or any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise PromptError("the prompt holds a character that is no text: remove it")
+    return [] if model is None else model.encode(prompt)
+
+
+class Handlers:
+    """The page's events. They keep nothing: a visitor's race lives in that visitor's session."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def status(self) -> tuple[str, gr.Timer]:
+        return json.dumps(self.loader.status()), gr.Timer(active=not self.loader.done.is_set())
+
+    def check(self, *fields: Any) -> list[dict[str, Any]]:
+        """The validator of a race: a message at each field that is wrong."""
+        request = Request(*fields)
+        loader = self.loader
+        ready = loader.done.is_set() and loader.status()["state"] == "ready"
+        problems = request.problems(loader.model if ready else None)
+        return [gr.validate(name not in problems, problems.get(name, "")) for name in Request._fields]
+
+    def race(
+        self,
+        prompt: str,
+        k: float,
+        max_new_tokens: float,
+        temperature: float,
+        top_p: float,
+        seed: float,
+        plan: str,
+    ) -> Iterator[tuple[str, frames.Race | None]]:
+        """Race SPACE against plain decoding; yields frames (`space_core.views.frames`)."""
+        request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan)
+        while not self.loader.done.wait(0.2):
+            yield frames.encode(frames.empty(frames.State.WAITING)), None
+        model = self.loader.model
+        try:
+            settings = request.settings()
+            prompt_ids = read_prompt(prompt, model)
+        except SpaceError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        race = frames.Race(
+            lanes=("space", "vanilla"),
+            tokenizer=model.tokenizer,
+            prompt_ids=prompt_ids,
+            prompt=prompt,
+            settings=settings,
+            model=model.name,
+            device=str(model.device),
+            dtype=_dtype_name(model),
+        )
+        yield frames.encode(race.snapshot()), race
+        yield from self._run(race, model, prompt_ids, settings)
+        yield frames.encode(race.snapshot()), race
+
+    def _run(
+        self, race: frames.Race, model: SpaceModel, prompt_ids: list[int], settings: Settings
+    ) -> Iterator[tuple[str, frames.Race]]:
+        """Deltas, at most so many a second. Closing it closes both decoders."""
+        import space_core
+
+        deadline = time.monotonic() + DEADLINE
+        lanes = {
+            "vanilla": space_core.vanilla(model, prompt_ids, settings),
+            "space": space_core.space(model, prompt_ids, settings),
+        }
+        painted = 0.0
+        with closing(space_core.race(lanes)) as steps:
+            for lane, step, _ in steps:
+                race.add(lane, step)
+                now = time.monotonic()
+                if now > deadline:
+                    race.end(frames.State.DEADLINE)
+                    return
+                if now - painted > 1 / FRAMES_PER_SECOND:
+                    yield frames.encode(race.delta()), race
+                    painted = time.monotonic()
+        race.end()
+
+    def stop(self, race: frames.Race | None) -> str:
+        """The last frame of a race that was cancelled: the lanes keep what they have."""
+        if race is None:
+            return frames.encode(frames.empty(frames.State.STOPPED))
+        race.end(frames.State.STOPPED)
+        return frames.encode(race.snapshot())
+
+    def resend(self, race: frames.Race | None) -> str | dict[str, Any]:
+        """The whole race once more, for a browser that missed a frame."""
+        return gr.skip() if race is None else frames.encode(race.snapshot())
+
+    def figures(self, race: frames.Race | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What stands still after a race."""
+        from space_core.views.figures import calls_figure, clock_figure
+
+        if race is None or not race.trace("space").steps:
+            return gr.update(visible=False), gr.update(visible=False)
+        space, vanilla = race.trace("space"), race.trace("vanilla")
+        return (
+            gr.update(value=calls_figure(space), visible=True),
+            gr.update(value=clock_figure(space, vanilla), visible=True),
+        )
+
+
+# ---------------------------------------------------------------- the page, top to bottom
+
+
+def header(handlers: Handlers) -> None:
+    with gr.Row(elem_id="header", equal_height=True):
+        gr.Markdown(
+            "# SPACE\n"
+            "One model call checks the guesses of the last call and makes the next ones: "
+            "**the same text in fewer calls.**",
+            elem_id="title",
+        )
+        chip = gr.HTML(
+            value=json.dumps(handlers.loader.status()),
+            html_template="<span class='chip'></span>",
+            js_on_load=(ASSETS / "chip.js").read_text(encoding="utf-8"),
+            apply_default_css=False,
+            elem_id="chip",
+        )
+        poll = gr.Timer(0.7)
+    poll.tick(
+        handlers.status, None, [chip, poll], queue=False, show_progress="hidden", api_visibility="private"
+    )
+
+
+def prompt_region() -> gr.Textbox:
+    with gr.Column(scale=11, min_width=300, elem_id="ask"):
+        prompt = gr.Textbox(
+            value=EXAMPLES["binary search"],
+            label="Prompt",
+            lines=5,
+            max_lines=5,
+            elem_id="prompt",
+            html_attributes=gr.InputHTMLAttributes(spellcheck=False, autocapitalize="off", autocorrect="off"),
+        )
+        gr.Examples(
+            examples=[[text] for text in EXAMPLES.values()],
+            example_labels=list(EXAMPLES),
+            inputs=[prompt],
+            label="Examples",
+            elem_id="examples",
+            api_visibility="private",
+        )
+    return prompt
+
+
+def settings_region() -> dict[str, gr.components.Component]:
+    with gr.Row(elem_classes="knobs"):
+        k = gr.Slider(1, 8, 5, step=1, label="Guesses per call (k)", min_width=120, elem_id="k")
+        budget = gr.Slider(16, 512, 128, step=16, label="New tokens", min_width=120, elem_id="budget")
+    with gr.Row(elem_classes="knobs"):
+        temperature = gr.Slider(
+            0, 1.5, 0, step=0.1, label="Temperature (0 = greedy)", min_width=120, elem_id="temperature"
+        )
+        seed = gr.Number(0, precision=0, label="Seed", min_width=120, elem_id="seed")
+    with gr.Accordion("More settings", open=False, elem_id="more"), gr.Row(elem_classes="knobs"):
+        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=120, elem_id="top-p")
+        plan = gr.Radio(
+            [("planned rows", str(Plan.AUTO)), ("full (k+1)² grid", str(Plan.GRID))],
+            value=str(Plan.AUTO),
+            label="Rows of a call",
+            min_width=120,
+            elem_id="plan",
+        )
+    return {
+        "k": k,
+        "max_new_tokens": budget,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "plan": plan,
+    }
+
+
+def arena_region() -> gr.HTML:
+    return gr.HTML(
+        html_template="<div class='arena'></div>",
+        js_on_load=(ASSETS / "race.js").read_text(encoding="utf-8"),
+        apply_default_css=False,
+        elem_id="arena",
+    )
+
+
+def figures_region() -> list[gr.Plot]:
+    with gr.Row(elem_id="figures"):
+        return [
+            gr.Plot(visible=False, show_label=False, min_width=320, elem_id=name)
+            for name in ("calls-figure", "clock-figure")
+        ]
+
+
+def build(loader: Loader) -> gr.Blocks:
+    """The page and its events."""
+    handlers = Handlers(loader)
+    with gr.Blocks(title="SPACE: same text, fewer calls", analytics_enabled=False) as page:
+        header(handlers)
+        with gr.Row(elem_id="request"):
+            prompt = prompt_region()
+            with gr.Column(scale=10, min_width=300, elem_id="controls"):
+                settings = settings_region()
+                with gr.Row(elem_id="buttons"):
+                    go = gr.Button("Race", variant="primary", elem_id="race")
+                    halt = gr.Button("Stop", elem_id="stop")
+        arena = arena_region()
+        figures = figures_region()
+        race = gr.State(None, time_to_live=3600)
+
+        plumbing: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        inputs = {"prompt": prompt, **settings}
+        racing = gr.on(
+            [go.click, prompt.submit],
+            handlers.race,
+            [inputs[name] for name in Request._fields],
+            [arena, race],
+            validator=handlers.check,
+            preprocess=False,  # `Settings` judges the raw values, with better words
+            concurrency_limit=1,  # two visitors must never time each other
+            concurrency_id="device",
+            show_progress="minimal",
+            api_name="race",
+            api_visibility="private",
+        )
+        racing.then(handlers.figures, race, figures, **plumbing)
+        stopping = halt.click(handlers.stop, race, arena, cancels=[racing], **plumbing)
+        stopping.then(handlers.figures, race, figures, **plumbing)
+        arena.resend(handlers.resend, race, arena, **plumbing)
+    return page.queue(max_size=QUEUE)
+
+
+def theme() -> gr.themes.Base:
+    # Weights 400 and 700 are whole fonts in gradio's own folder, others are subsets; no font is
+    # fetched from anywhere else.
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.indigo,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_md,
+        spacing_size=gr.themes.sizes.spacing_sm,
+        text_size=gr.themes.sizes.text_sm,
+        font=[gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"],
+        font_mono=[gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "monospace"],
+    ).set(body_background_fill="#fafafb", body_background_fill_dark="#0c0e13")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Serve the page on which SPACE races plain decoding.")
+    env = os.environ.get
+    parser.add_argument(
+        "--model", default=env("SPACE_MODEL", str(DEFAULT_MODEL)), help="folder or hub id of a model"
+    )
+    parser.add_argument("--device", default=env("SPACE_DEVICE", "auto"), help="auto, cpu, cuda or mps")
+    parser.add_argument(
+        "--dtype",
+        default=env("SPACE_DTYPE", "float32"),
+        choices=("float64", "float32", "bfloat16", "float16"),
+    )
+    parser.add_argument("--host", default=None, help="address to serve on; this machine only by default")
+    parser.add_argument("--port", type=int, default=None, help="7860 by default, or the next free one")
+    options = parser.parse_args(arguments)
+
+    loader = Loader(options.model, options.device, options.dtype)
+    page = build(loader)
+    page.launch(
+        server_name=options.host,
+        server_port=options.port,
+        prevent_thread_lock=True,
+        theme=theme(),
+        css_paths=[ASSETS / "page.css"],
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        max_file_size="1mb",
+    )
+    loader.start()  # behind the served page: importing torch would hold it up
+    page.block_thread()
+
+
+if __name__ == "__main__":
+    main()

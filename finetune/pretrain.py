@@ -1,0 +1,142 @@
+"""Pretraining of the base model: a small Llama on the packed tokens.
+
+Knows tokens, a recipe and a folder; nothing of masks. A run can be killed at any moment and goes
+on bit for bit (on a CPU): a batch is a function of the step, and the state is saved atomically.
+With the warm-up–stable–decay schedule a finished run can also be *prolonged*: raise `steps` in the
+recipe, and training goes on from the last state before the decay.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from finetune.optimizer import Optimizers, schedule
+from finetune.pack import Tokens
+from finetune.recipe import Base, Pretrain, Recipe
+from finetune.state import Log, load_state, save_state
+
+
+def new_base(base: Base, vocab_size: int, eos_token_id: int, seed: int) -> LlamaForCausalLM:
+    """A Llama with random weights."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=base.hidden,
+        intermediate_size=base.intermediate,
+        num_hidden_layers=base.layers,
+        num_attention_heads=base.heads,
+        num_key_value_heads=base.kv_heads,
+        max_position_embeddings=base.context,
+        tie_word_embeddings=True,
+        bos_token_id=eos_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=eos_token_id + 1,
+        rms_norm_eps=1e-5,
+    )
+    return LlamaForCausalLM(config).to(torch.float32)
+
+
+def pretrain(recipe: Recipe, tokens: Path, out: Path, meta: dict[str, Any], device: str = "cpu") -> LlamaForCausalLM:
+    """Train the base of a recipe, resuming from what `out` holds.
+
+    Args:
+        tokens: folder of `pack`.
+        out: states and log go here.
+        meta: of `pack`.
+
+    Returns:
+        The trained model in evaluation mode.
+    """
+    plan = recipe.pretrain
+    model = new_base(recipe.base, meta["vocab_size"], meta["eos_token_id"], recipe.seed).to(device)
+    optimizers = Optimizers(model, plan.muon_lr, plan.adam_lr)
+    latest, stable = out / "pretrain.pt", out / "pretrain-stable.pt"
+    step, trained, seconds = 0, 0, 0.0
+    state = load_state(latest, device)
+    if state is not None and state["decaying"] and state["steps"] != plan.steps:
+        state = load_state(stable, device)  # prolonged: go on from before the decay
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizers.load_state_dict(state["optimizers"])
+        step, trained, seconds = state["step"], state["trained"], state["seconds"]
+    log = Log(out / "log.jsonl", "pretrain", step)
+    source = Tokens(tokens / "train.bin")
+    heldout = heldout_batches(tokens / "heldout.bin", plan.seq_len)
+
+    def save(path: Path) -> None:
+        save_state(
+            path,
+            {
+                "model": model.state_dict(),
+                "optimizers": optimizers.state_dict(),
+                "step": step,
+                "steps": plan.steps,
+                "trained": trained,
+                "seconds": seconds,
+                "decaying": step > plan.steps - plan.decay,
+            },
+        )
+
+    model.train()
+    bar = tqdm(total=plan.steps, initial=step, desc="pretrain", mininterval=2)
+    while step < plan.steps:
+        start = time.perf_counter()
+        long = plan.long_seq_len > 0 and step >= plan.steps - plan.decay
+        length = plan.long_seq_len if long else plan.seq_len
+        rows = max(1, plan.batch * plan.seq_len // length)
+        if step == plan.steps - plan.decay:
+            save(stable)
+        batch = source.batch(step, rows, length, recipe.seed).to(device)
+        loss = language_loss(model, batch)
+        loss.backward()
+        optimizers.step(schedule(step, plan.steps, plan.warmup, plan.decay))
+        step, trained = step + 1, trained + rows * length
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise RuntimeError(f"pretraining diverged at step {step}: the loss is {value}")
+        seconds += time.perf_counter() - start
+        bar.update()
+        bar.set_postfix(loss=f"{value:.3f}", tok_s=f"{trained / seconds:.0f}", refresh=False)
+        if step % 10 == 0 or step == plan.steps:
+            log.write(step, loss=round(value, 4), tokens=trained, seconds=round(seconds, 1))
+        if step % plan.evaluate_every == 0 or step == plan.steps:
+            loss_out = heldout_loss(model, heldout)
+            log.write(step, heldout_loss=round(loss_out, 4), tokens=trained, seconds=round(seconds, 1))
+        if step % plan.save_every == 0 or step == plan.steps:
+            save(latest)
+    bar.close()
+    return model.eval()
+
+
+def language_loss(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
+    """Mean next-token loss of windows [batch, seq_len + 1]."""
+    device_type = batch.device.type
+    with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
+        hidden = model.model(input_ids=batch[:, :-1], use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden)
+    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+
+
+def heldout_batches(path: Path, seq_len: int, windows: int = 48) -> Tensor:
+    """The same held-out windows at every evaluation. [windows, seq_len + 1]"""
+    source = Tokens(path)
+    return source.batch(0, min(windows, source.windows(seq_len)), seq_len, seed=0)
+
+
+@torch.no_grad()
+def heldout_loss(model: LlamaForCausalLM, batches: Tensor) -> float:
+    """Mean held-out loss in nats per token."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    losses = [float(language_loss(model, part.to(device))) * len(part) for part in batches.split(8)]
+    model.train(was_training)
+    return sum(losses) / len(batches)

@@ -1,0 +1,136 @@
+"""Recipes: every number of a build, in one TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """A recipe is missing or holds a wrong key or value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    stdlib: bool | tuple[str, ...] = True
+    packages: str | tuple[str, ...] = ()
+    vocab_size: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    context: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrain:
+    """`steps` of `batch` windows; the last `decay` steps use windows of `long_seq_len`."""
+
+    steps: int
+    batch: int
+    seq_len: int
+    warmup: int = 100
+    decay: int = 200
+    long_seq_len: int = 0
+    muon_lr: float | None = 0.02
+    adam_lr: float = 3e-3
+    save_every: int = 50
+    evaluate_every: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Distill:
+    """The model's own continuations: `prompts` of each length in `prompt_lengths`."""
+
+    prompts: int
+    prompt_lengths: tuple[int, ...]
+    new_tokens: int
+    batch: int = 64
+    sampled_share: float = 0.2
+    temperature: float = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class MaskTraining:
+    """Training of the masks.
+
+    `groups` and `batch` are for the gated method (dense groups), `p_ar` for the paper's.
+    """
+
+    steps: int
+    batch: int
+    k: int = 5
+    method: str = "gated"
+    rank: int = 32
+    groups: int = 24
+    lr: float = 2e-3
+    muon_lr: float | None = None
+    p_ar: float = 0.5
+    warmup: int = 50
+    decay: int = 0
+    save_every: int = 50
+    evaluate_every: int = 200
+    evaluate_prompts: int = 16
+    evaluate_tokens: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    name: str
+    description: str
+    corpus: Corpus
+    base: Base
+    pretrain: Pretrain
+    distill: Distill
+    masks: MaskTraining
+    seed: int = 0
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe by its name, or by the path of a TOML file.
+
+    Raises:
+        RecipeError: with a sentence.
+    """
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.toml")))
+        raise RecipeError(f"there is no recipe {name!r}: choose from {known}, or give a .toml file")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: {error}") from None
+    parts = {
+        "corpus": Corpus,
+        "base": Base,
+        "pretrain": Pretrain,
+        "distill": Distill,
+        "masks": MaskTraining,
+    }
+    values: dict[str, Any] = {"name": path.stem, "description": "", **data}
+    for key, kind in parts.items():
+        values[key] = _build(kind, values.get(key, {}), f"{path.name}: [{key}]")
+    return _build(Recipe, values, path.name)
+
+
+def _build(kind: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where}: must be a table")
+    odd = values.keys() - {field.name for field in dataclasses.fields(kind)}
+    if odd:
+        raise RecipeError(f"{where}: unknown key {sorted(odd)[0]}")
+    frozen = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    try:
+        return kind(**frozen)
+    except TypeError as error:
+        raise RecipeError(f"{where}: {error}") from None

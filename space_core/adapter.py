@@ -1,0 +1,176 @@
+"""The gated low-rank adapter: a LoRA update that acts on mask rows only.
+
+Real rows go through the base model's own weights and nothing else, so plain decoding of an adapted
+model is the base model's, and SPACE is lossless against the *original* model and not against a
+fine-tuned copy. (Idea: Samragh et al., "Your LLM Knows the Future", arXiv 2507.11851.) The mask rows
+of a call are its last ones, so "gated" is a slice, and nothing is computed for the real rows.
+
+Low-rank updates: Hu et al., LoRA, arXiv 2106.09685. The files are PEFT's format.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from space_core.errors import CheckpointError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+
+class GatedAdapter(nn.Module):
+    """Low-rank updates for some linear layers of one model.
+
+    Args:
+        lm: the model whose layers are to be updated.
+        targets: names of the modules to update, by their last component ("q_proj").
+        rank: r; each update is B·A with A [r, in] and B [out, r], scaled by alpha / r.
+        alpha: scale; defaults to the rank, so that the scale is 1.
+
+    Raises:
+        CheckpointError: when no module of the model is called by one of the names.
+    """
+
+    def __init__(
+        self, lm: nn.Module, targets: Iterable[str], rank: int, alpha: float | None = None
+    ) -> None:
+        super().__init__()
+        self.targets = tuple(sorted(set(targets)))
+        self.rank = rank
+        self.alpha = float(rank if alpha is None else alpha)
+        self.first_mask: int | None = None
+        """Index of the call's first mask row; None switches the adapter off. Set before a call."""
+        self.a = nn.ParameterDict()
+        self.b = nn.ParameterDict()
+        self._layers: dict[str, nn.Module] = {}
+        for name, module in lm.named_modules():
+            if name.rpartition(".")[2] in self.targets:
+                n_in, n_out = _width(module, name)
+                weight = next(module.parameters())
+                like = {"dtype": weight.dtype, "device": weight.device}
+                self._layers[name] = module
+                self.a[_key(name)] = nn.Parameter(torch.empty(rank, n_in, **like))
+                self.b[_key(name)] = nn.Parameter(torch.zeros(n_out, rank, **like))
+                nn.init.kaiming_uniform_(self.a[_key(name)], a=math.sqrt(5))
+        if not self._layers:
+            raise CheckpointError(
+                f"the model has no layers named {', '.join(self.targets)}: the adapter does not fit it"
+            )
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def attach(self) -> None:
+        """Put the update in front of the layers' own forward. Their weights stay untouched."""
+        for name, module in self._layers.items():
+            module.forward = _gated(self, module, self.a[_key(name)], self.b[_key(name)])
+
+    def detach(self) -> None:
+        """Give the layers their own forward back."""
+        for module in self._layers.values():
+            module.__dict__.pop("forward", None)
+
+    def save(self, folder: Path, base: str | None) -> None:
+        """Write PEFT's `adapter_config.json` and `adapter_model.safetensors`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {}
+        for name in self._layers:
+            for part, store in (("lora_A", self.a), ("lora_B", self.b)):
+                tensors[f"{_PREFIX}{name}.{part}.weight"] = store[_key(name)].detach().contiguous()
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "target_modules": list(self.targets),
+            # Activated LoRA updates the last rows only, as told by `alora_offsets` at each call.
+            "alora_invocation_tokens": [],
+        }
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, lm: nn.Module, folder: Path) -> GatedAdapter:
+        """Read an adapter that `save` or PEFT wrote, for a model of the shape it was made for.
+
+        Raises:
+            CheckpointError: for missing, damaged or misfitting files.
+        """
+        try:
+            config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+            rank, alpha = int(config["r"]), float(config["lora_alpha"])
+            targets = [str(name) for name in config["target_modules"]]
+            tensors = load_file(folder / WEIGHTS)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read the adapter: {error}") from None
+        if rank < 1:
+            raise CheckpointError("the adapter's rank must be at least 1")
+        adapter = cls(lm, targets, rank, alpha)
+        wanted = {
+            f"{_PREFIX}{name}.{part}.weight": store[_key(name)]
+            for name in adapter._layers
+            for part, store in (("lora_A", adapter.a), ("lora_B", adapter.b))
+        }
+        if wanted.keys() != tensors.keys():
+            odd = sorted(wanted.keys() ^ tensors.keys())[0]
+            raise CheckpointError(f"the adapter does not fit this model: {odd}")
+        with torch.no_grad():
+            for name, parameter in wanted.items():
+                if parameter.shape != tensors[name].shape:
+                    raise CheckpointError(
+                        f"the adapter does not fit this model: {name} is {list(tensors[name].shape)}, "
+                        f"the model needs {list(parameter.shape)}"
+                    )
+                if not bool(torch.isfinite(tensors[name]).all()):
+                    raise CheckpointError(f"the adapter is damaged: {name} holds numbers that are not finite")
+                parameter.copy_(tensors[name])
+        return adapter
+
+
+def _gated(gate: GatedAdapter, layer: nn.Module, a: Tensor, b: Tensor) -> Any:
+    """The forward of `layer` with B·A added to the mask rows of its output. x: [batch, rows, in]."""
+    plain = type(layer).forward
+    scale = gate.scale
+
+    def forward(x: Tensor) -> Tensor:
+        y: Tensor = plain(layer, x)
+        first = gate.first_mask
+        if first is None:
+            return y
+        update = nn.functional.linear(nn.functional.linear(x[..., first:, :], a), b)
+        if y.requires_grad or update.requires_grad:
+            return torch.cat([y[..., :first, :], y[..., first:, :] + scale * update], dim=-2)
+        y[..., first:, :].add_(update, alpha=scale)
+        return y
+
+    return forward
+
+
+def _width(module: nn.Module, name: str) -> tuple[int, int]:
+    """(inputs, outputs) of a linear layer; transformers' Conv1D stores its weight transposed."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D":
+        return int(module.nx), int(module.nf)  # type: ignore[arg-type]
+    raise CheckpointError(f"{name} is no linear layer: the adapter cannot update it")
+
+
+def _key(name: str) -> str:
+    # ParameterDict keys become attribute names, which must not hold dots.
+    return name.replace(".", "/")

@@ -1,0 +1,104 @@
+"""Plotly figures of a finished race. The only room that knows plotly.
+
+Backgrounds are transparent and the inks readable on white and on near-black, since the page is
+either; a line's dash and the labels say again what colour says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import plotly.graph_objects as go
+
+from space_core.trace import Origin, Trace
+
+INK = "#737b8c"
+GRID = "rgba(128, 136, 150, 0.22)"
+COLORS = {
+    Origin.ACCEPTED: "#009E73",
+    Origin.CORRECTED: "#D55E00",
+    Origin.BONUS: "#CC79A7",
+    Origin.OWN: "#8b93a3",
+}
+WORDS = {
+    Origin.ACCEPTED: "accepted drafts",
+    Origin.CORRECTED: "corrected",
+    Origin.BONUS: "bonus",
+    Origin.OWN: "own",
+}
+ACCENT = "#6366f1"
+SPACE = ("SPACE", ACCENT, "solid")
+PLAIN = ("vanilla", "#8b93a3", "dot")
+FONT = "IBM Plex Sans, system-ui, sans-serif"
+
+
+def calls_figure(space: Trace) -> go.Figure:
+    """Tokens of each SPACE call by origin, their running mean, and the ceiling k + 1."""
+    figure = _figure("Tokens of each SPACE call", "call", space.k + 1.6)
+    calls = list(range(1, space.calls + 1))
+    for origin in Origin:
+        counts = [sum(o is origin for o in step.origins) for step in space.steps]
+        if any(counts):
+            figure.add_bar(
+                x=calls,
+                y=counts,
+                name=WORDS[origin],
+                marker={"color": COLORS[origin], "line": {"width": 0}},
+                hovertemplate="call %{x}: %{y} " + WORDS[origin] + "<extra></extra>",
+            )
+    figure.add_scatter(
+        x=calls,
+        y=running_mean([len(step.emitted) for step in space.steps]),
+        name="mean so far",
+        mode="lines",
+        line={"color": ACCENT, "width": 2},
+        hovertemplate="mean after call %{x}: %{y:.2f}<extra></extra>",
+    )
+    figure.add_hline(
+        y=space.k + 1,
+        line={"color": INK, "width": 1, "dash": "dash"},
+        annotation={"text": f"ceiling k + 1 = {space.k + 1}", "font": {"size": 11}},
+    )
+    return figure
+
+
+def clock_figure(space: Trace, vanilla: Trace) -> go.Figure:
+    """Tokens of both lanes over the seconds of their own calls: the race as the clock saw it."""
+    figure = _figure("Tokens over each lane's own seconds", "seconds", None)
+    for trace, (name, color, dash) in ((vanilla, PLAIN), (space, SPACE)):
+        figure.add_scatter(
+            x=[0.0, *accumulate(step.seconds for step in trace.steps)],
+            y=[0, *accumulate(len(step.emitted) for step in trace.steps)],
+            name=name,
+            mode="lines",
+            line={"color": color, "width": 2, "dash": dash, "shape": "hv"},
+            hovertemplate=name + ": %{y} tokens after %{x:.3f} s<extra></extra>",
+        )
+    return figure
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """The mean of the first 1, 2, 3 … values."""
+    return [total / count for count, total in enumerate(accumulate(values), 1)]
+
+
+def _figure(title: str, x_title: str, y_max: float | None) -> go.Figure:
+    axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID}
+    return go.Figure(
+        layout={
+            "template": "none",
+            "title": {"text": title, "font": {"size": 13}, "x": 0, "xref": "container", "pad": {"l": 14}},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "font": {"color": INK, "size": 12, "family": FONT},
+            "barmode": "stack",
+            "bargap": 0.15,
+            "height": 320,
+            "margin": {"l": 44, "r": 16, "t": 44, "b": 84},
+            "legend": {"orientation": "h", "y": -0.3, "x": 0},
+            "xaxis": {"title": {"text": x_title, "standoff": 6}, "rangemode": "tozero", **axis},
+            "yaxis": {"range": [0, y_max], "rangemode": "tozero", **axis},
+            "hoverlabel": {"font": {"family": FONT}},
+        }
+    )

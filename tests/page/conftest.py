@@ -1,0 +1,147 @@
+"""A served page with a tiny model, and a Chromium to look at it.
+
+The model is made on the fly: it continues a known cycle of tokens, and most of those tokens are
+strings that would run if a page ever took model text for markup or for a template.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+HOSTILE = (
+    "${window.pwned=1}",
+    "`${window.pwned=1}`",
+    "<img src=x onerror=window.pwned=1>",
+    "</script><script>window.pwned=1</script>",
+    "{{value}}",
+    "{{{window.pwned}}}",
+    "C:\\users\\n",
+    '"\\u0022&lt;b&gt;',
+    "${'\n    '}",
+    "é漢🙂",
+)
+"""Tokens that the tiny model writes, one after the other."""
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args(browser_type_launch_args: dict) -> dict:
+    """Debian's Chromium. In CI a missing browser is a failure, elsewhere the tests are skipped."""
+    if CHROMIUM is None:
+        no_browser = "no chromium on this machine: apt-get install chromium"
+        if os.environ.get("CI"):
+            pytest.fail(no_browser)
+        pytest.skip(no_browser)
+    return {**browser_type_launch_args, "executable_path": CHROMIUM, "args": FLAGS}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder whose greedy output is "!", then HOSTILE in order, and round again.
+
+    Attention and MLP add nothing and the embeddings are one-hot, so the head reads the last token
+    and names the next one. The untrained masks always guess token 0, "!": once a round a draft is
+    accepted, and corrected elsewhere.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(list(HOSTILE))
+    size = 320
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=size,
+            hidden_size=size,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=5,
+            num_key_value_heads=5,
+            max_position_embeddings=1024,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+    cycle = [0, *(tokenizer.token_to_id(text) for text in HOSTILE)]
+    follows = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.eye(size))
+        model.lm_head.weight.zero_()
+        for token in range(size):
+            model.lm_head.weight[follows.get(token, 0), token] = 1.0
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Server:
+    """The running page. `seconds_to_200` is from the start of the process."""
+
+    url: str
+    seconds_to_200: float
+    log: Path
+
+
+@pytest.fixture(scope="session")
+def server(
+    browser_type_launch_args: dict, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """`python app.py` as a user starts it, on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/"
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SPACE_")}
+    command = [sys.executable, "app.py", "--model", str(tiny_model), "--device", "cpu", "--port", str(port)]
+    started = time.monotonic()
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        while not _answers(url):
+            if process.poll() is not None or time.monotonic() - started > 60:
+                pytest.fail(f"the page did not start:\n{log.read_text()}")
+            time.sleep(0.1)
+        yield Server(url, time.monotonic() - started, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status == 200
+    except OSError:
+        return False

@@ -1,0 +1,317 @@
+"""The race page in a real browser: to its end, stopped, under attack, with bad input."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+from playwright.sync_api import Page, expect
+
+import space_core
+from space_core.settings import Settings
+from conftest import HOSTILE, Server
+
+TIMEOUT = 30_000
+HOSTILE_PROMPT = "".join(
+    (
+        "def f():\n    ${alert(1)} ` ${window.pwned=1} `\n",
+        "    <img src=x onerror=alert(1)> </script><script>window.pwned=1</script>\n",
+        "    C:\\users\\new {{value}} {{{value}}} \\${1} &lt;b&gt; \\\n",
+    )
+)
+
+
+@pytest.fixture
+def app(page: Page, server: Server) -> Page:
+    """The page, opened and with its model loaded; dialogs and page errors fail the test."""
+    alarms: list[str] = []
+    page.on("dialog", lambda dialog: (alarms.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("pageerror", lambda error: alarms.append(f"page error: {error}"))
+    page.set_default_timeout(TIMEOUT)
+    page.goto(server.url)
+    expect(page.locator('.chip[data-state="ready"]')).to_be_visible(timeout=60_000)
+    yield page
+    assert page.evaluate("window.pwned") is None
+    assert alarms == []
+
+
+def text(page: Page, lane: str) -> str:
+    return page.evaluate(
+        "lane => ['out', 'rest'].map(c => document.querySelector(`#text-${lane} .${c}`).textContent).join('')",
+        lane,
+    )
+
+
+def race(page: Page, state: str = "done") -> None:
+    page.click("#race")
+    expect(page.locator(".arena")).to_have_attribute("data-state", state, timeout=TIMEOUT)
+
+
+def set_number(page: Page, field: str, value: float) -> None:
+    box = page.locator(f"#{field} input[type=number]")
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def prompt(page: Page, words: str) -> None:
+    page.fill("#prompt textarea", words)
+
+
+# ---------------------------------------------------------------- a race to its end
+
+
+def test_race_to_its_end(app: Page, tiny_model: Path) -> None:
+    prompt(app, "def f(x):\n")
+    race(app)
+
+    model = space_core.load(str(tiny_model), device="cpu", dtype="float32")
+    ids = model.encode("def f(x):\n")
+    settings = Settings(k=5, max_new_tokens=128)
+    plain = [token for step in space_core.vanilla(model, ids, settings) for token in step.emitted]
+    steps = list(space_core.space(model, ids, settings))
+
+    assert text(app, "vanilla") == model.decode(plain)
+    assert text(app, "space") == text(app, "vanilla")
+    assert app.locator("#text-space .prompt-text").text_content() == "def f(x):\n"
+    expect(app.locator("#badge")).to_have_text("outputs identical")
+    expect(app.locator("#verdict")).to_contain_text(f"SPACE: {len(steps)} calls")
+    expect(app.locator("#verdict")).to_contain_text("vanilla: 128 calls")
+    expect(app.locator(".chart .call")).to_have_count(len(steps))
+    expect(app.locator(".lane-space [data-counter=calls]")).to_have_text(str(len(steps)))
+    expect(app.locator(".lane-vanilla [data-counter=tokens]")).to_have_text("128")
+
+    origins = [str(origin) for step in steps for origin in step.origins]
+    for mark in ("accepted", "corrected", "own"):
+        expect(app.locator(f"#text-space .tok.{mark}")).to_have_count(origins.count(mark))
+    assert app.locator("#text-space .pending .tok").count() == 0
+
+    accepted = app.locator("#text-space .tok.accepted").last
+    accepted.hover()
+    assert "guess 1 of 5" in (accepted.get_attribute("title") or "")
+
+    expect(app.locator("#calls-figure .js-plotly-plot")).to_be_visible(timeout=TIMEOUT)
+    expect(app.locator("#clock-figure .js-plotly-plot")).to_be_visible(timeout=TIMEOUT)
+
+
+def test_every_bonus_token_is_marked_where_one_guess_stands(app: Page) -> None:
+    set_number(app, "k", 1)
+    race(app)
+    assert app.locator("#text-space .tok.bonus").count() > 0
+    assert text(app, "space") == text(app, "vanilla")
+
+
+def test_sampling_says_that_the_texts_may_differ(app: Page) -> None:
+    set_number(app, "temperature", 1)
+    race(app)
+    expect(app.locator("#badge")).to_have_text("same distribution")
+    expect(app.locator("#verdict")).to_contain_text("differ by chance")
+
+
+def test_model_text_is_spoken_once_and_only_at_the_end(app: Page) -> None:
+    for lane in ("space", "vanilla"):
+        box = app.locator(f"#text-{lane}")
+        expect(box).to_have_attribute("role", "log")
+        expect(box).to_have_attribute("aria-live", "off")
+    spoken = app.locator("#verdict")
+    expect(spoken).to_have_attribute("aria-live", "polite")
+    expect(spoken).to_have_text("")
+    race(app)
+    expect(spoken).to_contain_text("tokens per call")
+
+
+# ---------------------------------------------------------------- stop
+
+
+def test_stop_in_mid_race_keeps_the_lanes_and_the_next_race_runs(app: Page) -> None:
+    set_number(app, "budget", 512)
+    app.click("#race")
+    app.wait_for_function("document.querySelectorAll('#text-vanilla .tok').length > 8")
+    app.click("#stop")
+    expect(app.locator(".arena")).to_have_attribute("data-state", "stopped")
+    expect(app.locator("#verdict")).to_contain_text("Stopped, SPACE at ")
+    expect(app.locator("#badge")).to_have_text("identical so far")
+    kept = app.locator("#text-vanilla .tok").count()
+    assert 8 < kept < 512
+    app.wait_for_timeout(500)
+    assert app.locator("#text-vanilla .tok").count() == kept, "a stopped lane still grows"
+
+    set_number(app, "budget", 32)
+    race(app)
+    expect(app.locator("#badge")).to_have_text("outputs identical")
+    assert app.locator("#text-vanilla .tok").count() == 32
+
+
+def test_stop_before_any_race_does_no_harm(app: Page) -> None:
+    app.click("#stop")
+    race(app)
+    expect(app.locator("#badge")).to_have_text("outputs identical")
+
+
+# ---------------------------------------------------------------- hostile text
+
+
+def test_hostile_prompt_comes_back_as_text(app: Page) -> None:
+    prompt(app, HOSTILE_PROMPT)
+    race(app)
+    for lane in ("space", "vanilla"):
+        assert app.locator(f"#text-{lane} .prompt-text").text_content() == HOSTILE_PROMPT
+    assert app.locator("#arena img, #arena script").count() == 0
+
+
+def test_hostile_model_output_is_text_and_nothing_else(app: Page) -> None:
+    race(app)
+    shown = text(app, "space")
+    for piece in HOSTILE:
+        assert piece in shown
+    assert app.locator("#arena img, #arena script, #arena b").count() == 0
+    for token in app.locator("#text-space .tok").all()[:24]:
+        token.dispatch_event("pointerover")
+    assert app.locator("#arena img, #arena script, #arena b").count() == 0
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_a_bad_field_gets_its_message_and_the_page_lives_on(app: Page) -> None:
+    prompt(app, "   ")
+    app.click("#race")
+    expect(app.locator("#prompt")).to_contain_text("the prompt is empty")
+    prompt(app, "x " * 3000)
+    app.click("#race")
+    expect(app.locator("#prompt")).to_contain_text("the model's context holds 1024")
+    prompt(app, "def f():")
+    set_number(app, "seed", -1)
+    app.click("#race")
+    expect(app.locator("#seed")).to_contain_text("seed must lie in 0..")
+    set_number(app, "seed", 7)
+    race(app)
+    expect(app.locator("#badge")).to_have_text("outputs identical")
+
+
+GOOD = ["def f():", 5, 16, 0, 1, 0, "auto"]
+BAD: list[tuple[int, Any, str]] = [
+    (0, "", "empty"),
+    (0, None, "must be text"),
+    (0, 17, "must be text"),
+    (0, "x" * 1_000_000, "characters"),
+    (0, "a\0b", "no text"),
+    (1, 0, "k must lie in 1..16"),
+    (1, True, "k must be a whole number"),
+    (1, "5", "k must be a whole number"),
+    (1, 2.5, "k must be a whole number"),
+    (2, 1e308, "max_new_tokens must lie in"),
+    (2, -1, "max_new_tokens must lie in"),
+    (2, [16], "max_new_tokens must be a whole number"),
+    (3, float("nan"), "temperature must be a finite number"),
+    (3, float("inf"), "temperature must be a finite number"),
+    (3, "hot", "temperature must be a number"),
+    (3, -0.5, "temperature must lie in"),
+    (4, 0, "top_p must lie in"),
+    (4, {"a": 1}, "top_p must be a number"),
+    (5, 2**70, "seed must lie in"),
+    (5, None, "seed must be a whole number"),
+    (6, "everything", "plan must be auto or grid"),
+    (6, 1, "plan must be auto or grid"),
+]
+
+
+def post(server: Server, data: list[Any], session: str) -> dict[str, Any]:
+    """What the server answers to a race posted without the page; an error body is an answer too."""
+    with urllib.request.urlopen(server.url + "config", timeout=30) as response:
+        config = json.load(response)
+    fn = next(d["id"] for d in config["dependencies"] if d["api_name"] == "race")
+    body = json.dumps({"data": data, "fn_index": fn, "session_hash": session, "trigger_id": None})
+    request = urllib.request.Request(
+        server.url + "gradio_api/queue/join", body.encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        return json.loads(error.read())
+
+
+def last_frame(server: Server, session: str) -> dict[str, Any]:
+    """Read a posted race's stream to its end."""
+    frame: dict[str, Any] = {}
+    url = f"{server.url}gradio_api/queue/data?session_hash={session}"
+    with urllib.request.urlopen(url, timeout=60) as stream:
+        for line in stream:
+            if not line.startswith(b"data:"):
+                continue
+            message = json.loads(line[5:])
+            if message["msg"] == "process_completed":
+                assert message["success"], message
+                frame = json.loads(message["output"]["data"][0])
+            if message["msg"] == "close_stream":
+                break
+    return frame
+
+
+def test_raw_posts_are_judged_again_and_the_server_lives_on(app: Page, server: Server) -> None:
+    for number, (field, value, words) in enumerate(BAD):
+        data = [value if i == field else good for i, good in enumerate(GOOD)]
+        answer = json.dumps(post(server, data, f"bad{number}"))
+        assert words in answer, (field, value, answer[:300])
+    assert "event_id" in post(server, GOOD, "good")
+    frame = last_frame(server, "good")
+    assert frame["state"] == "done"
+    assert frame["verdict"]["identical"] is True
+    race(app)
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_missing_arguments_are_an_error_and_no_crash(app: Page, server: Server) -> None:
+    post(server, [], "none")
+    post(server, GOOD * 3, "many")
+    race(app)
+
+
+# ---------------------------------------------------------------- no other host, every screen
+
+
+def test_no_request_leaves_for_another_host(page: Page, server: Server) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(server.url)
+    expect(page.locator('.chip[data-state="ready"]')).to_be_visible(timeout=60_000)
+    race(page)
+    expect(page.locator("#calls-figure .js-plotly-plot")).to_be_visible(timeout=TIMEOUT)
+    hosts = {urlparse(url).hostname for url in asked if urlparse(url).scheme not in ("data", "blob")}
+    assert hosts == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width, height", [(390, 844), (1280, 800)])
+def test_nothing_overflows(
+    browser: Any, server: Server, scheme: str, width: int, height: int
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(server.url)
+    expect(page.locator('.chip[data-state="ready"]')).to_be_visible(timeout=60_000)
+    if width >= 1280:
+        assert page.evaluate("document.documentElement.scrollHeight") <= height, "first screen scrolls"
+    set_number(page, "budget", 64)
+    race(page)
+    expect(page.locator("#calls-figure .js-plotly-plot")).to_be_visible(timeout=TIMEOUT)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    background = page.evaluate("getComputedStyle(document.querySelector('.lane')).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+    context.close()
+
+
+def test_reduced_motion_is_respected(page: Page, server: Server) -> None:
+    page.emulate_media(reduced_motion="reduce")
+    page.goto(server.url)
+    page.wait_for_selector(".bar-fill", state="attached")
+    assert page.evaluate("getComputedStyle(document.querySelector('.bar-fill')).transitionDuration") == "0s"
+
+
+def test_the_page_is_served_soon(server: Server) -> None:
+    assert server.seconds_to_200 < 15
