@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# A small model's call is shorter than a time slice. OpenMP's threads spin for each other by default,
+# and on a machine with other work they then wait whole slices: 30 times slower calls were measured.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr
 
@@ -110,12 +113,7 @@ class Loader:
             # torch and transformers take seconds to import: the page is served meanwhile.
             import space_core
 
-            device = self.device
-            if device == "auto":
-                from space_core.model import best_device
-
-                device = best_device()
-            model = space_core.load(self.source, device=device, dtype=self.dtype)
+            model = space_core.load(self.source, device=self.device, dtype=self.dtype)
             settings = Settings(max_new_tokens=8, k=min(model.k, MAX_K))
             for decoder in (space_core.vanilla, space_core.space):
                 for _ in decoder(model, model.encode("def main():\n"), settings):

@@ -1,9 +1,9 @@
 """Ids to pieces of text that can be shown as they come, characters split over tokens included.
 
 A token may hold a part of a UTF-8 character, and some tokenizers decode a token differently behind
-another one. So each token is decoded together with the tokens before it, back to the last point
-where the text was whole, and its piece is what the text grew by; a token that ends inside a
-character has an empty piece, and the token that completes the character shows it.
+another one. So new tokens are decoded together with the piece before them, which began where the
+text was whole; a piece is what the text grew by. A token that ends inside a character has an empty
+piece, and the token that completes the character shows it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 REPLACEMENT = "\ufffd"
-PATIENCE = 16
-"""Tokens to wait for the rest of a character before the bytes count as invalid."""
+CONTEXT = 16
+"""Tokens of the prompt that the first piece is decoded behind."""
 
 
 class Detokenizer:
-    """Turns the tokens of one run into pieces; "".join of all pieces is the decoded output.
+    """Turns the tokens of one run into pieces; joined, they are the decoded output.
 
     Args:
         tokenizer: of transformers.
@@ -26,9 +26,9 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any, prompt_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids = list(prompt_ids)[-PATIENCE:]
-        self._start = 0
-        self._shown = self._decode(self._ids)
+        self._before = list(prompt_ids)[-CONTEXT:]
+        self._pending: list[int] = []
+        self._shown = self._decode(self._before)
 
     def feed(self, ids: Sequence[int]) -> list[str]:
         """One piece for each id; empty while a character is incomplete."""
@@ -36,21 +36,27 @@ class Detokenizer:
 
     def flush(self) -> str:
         """What is left at the end: replacement characters for a character never completed."""
-        text = self._decode(self._ids[self._start :])
-        piece = text[len(self._shown) :] if text.startswith(self._shown) else ""
+        text = self._decode(self._before + self._pending)
+        piece = text[len(self._shown) :]
         self._shown = text
         return piece
 
     def _one(self, token: int) -> str:
-        self._ids.append(token)
-        text = self._decode(self._ids[self._start :])
-        if text.endswith(REPLACEMENT) and len(self._ids) - self._start < 2 * PATIENCE:
+        self._pending.append(token)
+        text = self._decode(self._before + self._pending)
+        # A UTF-8 character has at most 4 bytes: no more than its first 3 can still be waiting.
+        waiting = 0
+        while waiting < 3 and text[len(text) - waiting - 1 : len(text) - waiting] == REPLACEMENT:
+            waiting += 1
+        stable = text[: len(text) - waiting]
+        if len(stable) < len(self._shown):
             return ""
-        piece = text[len(self._shown) :]
-        # The text is whole here: decode from this token on, to keep the cost of a token constant.
-        self._ids = self._ids[-1:]
-        self._start = 0
-        self._shown = self._decode(self._ids)
+        piece = stable[len(self._shown) :]
+        if waiting:
+            self._shown = stable
+        else:
+            self._before, self._pending = self._pending, []
+            self._shown = self._decode(self._before)
         return piece
 
     def _decode(self, ids: Sequence[int]) -> str:

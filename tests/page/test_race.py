@@ -17,6 +17,7 @@ from space_core.settings import Settings
 from conftest import HOSTILE, Server
 
 TIMEOUT = 30_000
+BUDGET = 64
 HOSTILE_PROMPT = "".join(
     (
         "def f():\n    ${alert(1)} ` ${window.pwned=1} `\n",
@@ -35,6 +36,7 @@ def app(page: Page, server: Server) -> Page:
     page.set_default_timeout(TIMEOUT)
     page.goto(server.url)
     expect(page.locator('.chip[data-state="ready"]')).to_be_visible(timeout=60_000)
+    set_number(page, "budget", BUDGET)
     yield page
     assert page.evaluate("window.pwned") is None
     assert alarms == []
@@ -65,13 +67,13 @@ def prompt(page: Page, words: str) -> None:
 # ---------------------------------------------------------------- a race to its end
 
 
-def test_race_to_its_end(app: Page, tiny_model: Path) -> None:
+def test_race_to_its_end(app: Page, tiny_model: Path, one_thread: None) -> None:
     prompt(app, "def f(x):\n")
     race(app)
 
     model = space_core.load(str(tiny_model), device="cpu", dtype="float32")
     ids = model.encode("def f(x):\n")
-    settings = Settings(k=5, max_new_tokens=128)
+    settings = Settings(k=5, max_new_tokens=BUDGET)
     plain = [token for step in space_core.vanilla(model, ids, settings) for token in step.emitted]
     steps = list(space_core.space(model, ids, settings))
 
@@ -80,10 +82,10 @@ def test_race_to_its_end(app: Page, tiny_model: Path) -> None:
     assert app.locator("#text-space .prompt-text").text_content() == "def f(x):\n"
     expect(app.locator("#badge")).to_have_text("outputs identical")
     expect(app.locator("#verdict")).to_contain_text(f"SPACE: {len(steps)} calls")
-    expect(app.locator("#verdict")).to_contain_text("vanilla: 128 calls")
+    expect(app.locator("#verdict")).to_contain_text(f"vanilla: {BUDGET} calls")
     expect(app.locator(".chart .call")).to_have_count(len(steps))
     expect(app.locator(".lane-space [data-counter=calls]")).to_have_text(str(len(steps)))
-    expect(app.locator(".lane-vanilla [data-counter=tokens]")).to_have_text("128")
+    expect(app.locator(".lane-vanilla [data-counter=tokens]")).to_have_text(str(BUDGET))
 
     origins = [str(origin) for step in steps for origin in step.origins]
     for mark in ("accepted", "corrected", "own"):

@@ -1,0 +1,202 @@
+"""Training the masks: the paper's SAR-SFT, and gated dense groups.
+
+Both take their rows from `space_core.layout`, so a mask sees in training what it sees in decoding.
+
+* `paper` (arXiv 2402.11809, §3.1): all weights, one [M] in the vocabulary. A sample keeps the plain
+  loss with probability p_ar; otherwise its answer is cut at a random token and k masks stand in.
+* `gated`: the base is frozen; mask embeddings and a low-rank adapter of the mask rows are trained.
+  A text stays whole and many groups stand behind it, each behind a random token ("dense groups",
+  as in BiTA and PARD), drawn anew at every step. The real rows need no gradient at all: they are
+  computed once, and the masks look at their keys and values. Targets are what the base itself
+  would write: its own continuation, or its argmax behind sampled text.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import DynamicCache
+
+from finetune.evaluate import decode_prompts
+from finetune.optimizer import Optimizers, schedule
+from finetune.recipe import MaskTraining
+from finetune.state import Log, load_state, save_state
+from space_core.adapter import GatedAdapter
+from space_core.cache import additive
+from space_core.layout import Layout
+from space_core.model import Masks, SpaceModel
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class GatedMasks(nn.Module):
+    """What the gated method trains: one embedding per slot and the adapter."""
+
+    def __init__(self, lm: Any, k: int, rank: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        mean = lm.get_input_embeddings().weight.detach().mean(0)
+        self.embeddings = nn.Parameter(mean.repeat(k, 1))
+        self.adapter = GatedAdapter(lm, TARGETS, rank)
+
+
+def train_masks(
+    model_lm: Any,
+    tokenizer: Any,
+    batches: list[tuple[int, Tensor]],
+    prompts: list[list[int]],
+    plan: MaskTraining,
+    out: Path,
+    seed: int,
+) -> SpaceModel:
+    """Train masks for a base, resuming from what `out` holds.
+
+    Args:
+        model_lm: the base; `gated` leaves it as it is, `paper` trains it.
+        batches: of `distill`.
+        prompts: held-out prompts on which tokens per call are measured by decoding.
+        plan: method, steps, rates.
+        out: states and log go here.
+
+    Returns:
+        The model with its trained masks.
+    """
+    gated = plan.method == "gated"
+    method = _Gated(model_lm, plan, seed) if gated else _Paper(model_lm, plan)
+    optimizers = Optimizers(method.trained, plan.muon_lr, plan.lr)
+    path, step, seconds, targets = out / f"masks-{plan.method}.pt", 0, 0.0, 0
+    state = load_state(path)
+    if state is not None:
+        method.trained.load_state_dict(state["trained"])
+        optimizers.load_state_dict(state["optimizers"])
+        step, seconds, targets = state["step"], state["seconds"], state["targets"]
+    log = Log(out / "log.jsonl", f"masks-{plan.method}", step)
+    bar = tqdm(total=plan.steps, initial=step, desc=f"masks ({plan.method})", mininterval=2)
+
+    def measure() -> None:
+        with torch.no_grad():
+            traces = decode_prompts(method.model(tokenizer), prompts, plan.k, plan.evaluate_tokens)
+        method.restore()
+        calls = sum(trace.calls for trace in traces)
+        rate = sum(len(trace.output_ids) for trace in traces) / calls
+        log.write(step, tokens_per_call=round(rate, 4), seconds=round(seconds, 1), mask_targets=targets)
+        bar.set_postfix(tokens_per_call=f"{rate:.2f}")
+
+    if step == 0:
+        measure()
+    while step < plan.steps:
+        start = time.perf_counter()
+        random = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        length, sequences = batches[int(torch.randint(len(batches), (), generator=random))]
+        chosen = sequences[torch.randperm(len(sequences), generator=random)[: plan.batch]]
+        loss, counted = method.loss(chosen, length, random)
+        loss.backward()
+        optimizers.step(schedule(step, plan.steps, plan.warmup, plan.decay or plan.steps))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise RuntimeError(f"mask training diverged at step {step}: the loss is {value}")
+        step, targets = step + 1, targets + counted
+        seconds += time.perf_counter() - start
+        bar.update()
+        if step % 10 == 0 or step == plan.steps:
+            log.write(step, loss=round(value, 4), mask_targets=targets, seconds=round(seconds, 1))
+        if step % plan.evaluate_every == 0 or step == plan.steps:
+            measure()
+        if step % plan.save_every == 0 or step == plan.steps:
+            save_state(
+                path,
+                {
+                    "trained": method.trained.state_dict(),
+                    "optimizers": optimizers.state_dict(),
+                    "step": step,
+                    "seconds": seconds,
+                    "targets": targets,
+                },
+            )
+    bar.close()
+    return method.model(tokenizer)
+
+
+class _Gated:
+    def __init__(self, lm: Any, plan: MaskTraining, seed: int) -> None:
+        self.lm, self.plan = lm.eval().requires_grad_(False), plan
+        self.trained = GatedMasks(lm, plan.k, plan.rank, seed)
+        self.trained.adapter.attach()
+
+    def loss(self, sequences: Tensor, prompt: int, random: torch.Generator) -> tuple[Tensor, int]:
+        """Mean cross-entropy of the masks of dense groups. sequences: [batch, length]."""
+        lm, plan, trained = self.lm, self.plan, self.trained
+        batch, length = sequences.shape
+        trained.adapter.first_mask = None
+        with torch.no_grad():
+            real = lm(sequences, past_key_values=DynamicCache(), use_cache=True)
+        # Anchors from the last prompt token on, one set for the batch, so that it shares a mask.
+        span = length - prompt - 1
+        places = torch.randperm(span, generator=random)[: plan.groups].sort().values + prompt - 1
+        anchors = tuple(places.tolist())
+        layout = Layout(length, 0, anchors, (plan.k,) * len(anchors))
+        offsets, slots = layout.offsets()[length:], layout.slots()
+        embeddings = trained.embeddings[slots].expand(batch, -1, -1)
+        sees = layout.sees()[length:]
+        trained.adapter.first_mask = 0  # all rows of this second half are masks
+        hidden = lm(
+            inputs_embeds=embeddings,
+            attention_mask=additive(sees, embeddings.dtype)[None, None],
+            position_ids=offsets[None].expand(batch, -1),
+            past_key_values=real.past_key_values,
+            use_cache=True,
+        ).logits
+        trained.adapter.first_mask = None
+        # The mask at position t predicts the token behind it; behind the text there is no target.
+        known = offsets + 1 < length
+        # What the base itself puts there: equal to the text where the text is its greedy output.
+        choices = real.logits.argmax(-1)
+        wanted = choices[:, offsets.clamp(max=length - 2)].masked_fill(~known, -100)
+        # Behind a sampled token that is not the base's choice, only the text itself can follow.
+        text = sequences[:, (offsets + 1).clamp(max=length - 1)].masked_fill(~known, -100)
+        wanted = torch.where(slots == 0, wanted, text)
+        loss = nn.functional.cross_entropy(hidden.flatten(0, 1), wanted.flatten())
+        return loss, int((wanted >= 0).sum())
+
+    def model(self, tokenizer: Any) -> SpaceModel:
+        masks = Masks(self.plan.k, "gated", None, self.trained.embeddings.detach(), self.trained.adapter)
+        return SpaceModel(self.lm, tokenizer, masks)
+
+    def restore(self) -> None:
+        self.trained.adapter.first_mask = None
+
+
+class _Paper:
+    def __init__(self, lm: Any, plan: MaskTraining) -> None:
+        self.plan = plan
+        self.token_id = int(lm.get_input_embeddings().weight.shape[0])
+        lm.resize_token_embeddings(self.token_id + 1, mean_resizing=True)
+        self.lm = self.trained = lm.requires_grad_(True).train()
+
+    def loss(self, sequences: Tensor, prompt: int, random: torch.Generator) -> tuple[Tensor, int]:
+        """SAR-SFT of one batch; the cut is drawn per sample. sequences: [batch, length]."""
+        k, losses, counted = self.plan.k, [], 0
+        plain = torch.rand(len(sequences), generator=random) < self.plan.p_ar
+        if bool(plain.any()):
+            rows = sequences[plain]
+            logits = self.lm(rows[:, :-1], use_cache=False).logits[:, prompt - 1 :]
+            losses.append(nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, prompt:].flatten()) * len(rows))
+        for row in sequences[~plain]:
+            cut = int(torch.randint(prompt, len(row) - k, (), generator=random))
+            ids = torch.cat([row[:cut], torch.full((k,), self.token_id)])
+            logits = self.lm(ids[None], use_cache=False).logits[0, prompt - 1 :]
+            losses.append(nn.functional.cross_entropy(logits, row[prompt : cut + k + 1]))
+            counted += k
+        return torch.stack(losses).sum() / len(sequences), counted
+
+    def model(self, tokenizer: Any) -> SpaceModel:
+        return SpaceModel(self.lm.eval(), tokenizer, Masks(self.plan.k, "paper", self.token_id))
+
+    def restore(self) -> None:
+        self.lm.train()

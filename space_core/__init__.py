@@ -1,0 +1,62 @@
+"""SPACE (arXiv 2402.11809): one model drafts several tokens and verifies them in one call.
+
+    model = space_core.load("assets/checkpoints/python-mini")
+    settings = space_core.Settings(k=5, max_new_tokens=64)
+    for step in space_core.space(model, model.encode("def fib(n):"), settings):
+        print(step.accepted, model.decode(step.emitted))
+
+Names are loaded when they are first used: the settings and traces cost no import of torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from space_core.checkpoint import load, save
+    from space_core.decoders import space, vanilla
+    from space_core.model import Masks, SpaceModel
+    from space_core.race import race
+    from space_core.settings import Settings
+    from space_core.trace import Step, Stop, Trace
+
+__version__ = "0.1.0"
+__all__ = [
+    "Masks",
+    "Settings",
+    "SpaceModel",
+    "Step",
+    "Stop",
+    "Trace",
+    "load",
+    "race",
+    "save",
+    "space",
+    "vanilla",
+]
+
+_ROOMS = {
+    "Masks": "model",
+    "Settings": "settings",
+    "SpaceModel": "model",
+    "Step": "trace",
+    "Stop": "trace",
+    "Trace": "trace",
+    "load": "checkpoint",
+    "race": "race",
+    "save": "checkpoint",
+    "space": "decoders",
+    "vanilla": "decoders",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'space_core' has no attribute {name!r}")
+    # A public name may equal its room's (race): bind it, so that later imports of the room,
+    # which set the attribute to the module, have already happened.
+    module = importlib.import_module(f"space_core.{_ROOMS[name]}")
+    value = getattr(module, name)
+    globals()[name] = value
+    return value

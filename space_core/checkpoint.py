@@ -1,0 +1,261 @@
+"""Load and save a model with its masks.
+
+A checkpoint is an ordinary transformers folder, which `AutoModelForCausalLM` opens as the model
+that plain decoding runs, with SPACE's own parts beside it:
+
+    space.json                        manifest: format, k, method, hashes, data, evaluation
+    space/masks.safetensors           mask embeddings, one per slot (methods with no [M] id)
+    space/adapter_config.json         the gated adapter, in PEFT's format
+    space/adapter_model.safetensors
+
+or only those parts, with a base model named in space.json. A folder without space.json opens too:
+its masks are untrained, and SPACE gives plain decoding's output at about one token a call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from space_core.adapter import GatedAdapter
+from space_core.errors import CheckpointError
+from space_core.model import Masks, SpaceModel, best_device, probe, untrained_masks
+
+FORMAT = "space-checkpoint/1"
+MANIFEST = "space.json"
+PARTS = "space"
+MASKS = "masks.safetensors"
+SHARD = "9MB"
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load(
+    folder_or_hub_id: str | Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    mask_token_id: int | None = None,
+    k: int | None = None,
+) -> SpaceModel:
+    """Open a checkpoint for decoding.
+
+    Args:
+        folder_or_hub_id: a local folder, or a model id on the Hugging Face hub.
+        device: "cpu", "cuda", "cuda:1", "mps" or "auto" (the best one there is).
+        dtype: "float64", "float32", "bfloat16" or "float16".
+        mask_token_id: vocabulary id of [M], for checkpoints in the paper's official format.
+        k: masks a group was trained with, for the same.
+
+    Raises:
+        CheckpointError: for missing, damaged or misfitting files, an unknown device or dtype.
+        UnsupportedModelError: for a model that SPACE cannot run losslessly.
+    """
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r:.40}")
+    place = _device(device)
+    folder = _fetch(str(folder_or_hub_id))
+    manifest = read_manifest(folder)
+    base = folder
+    if manifest and not (folder / "config.json").is_file():
+        base = _fetch(manifest["base"]["id"], manifest["base"].get("revision"))
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=DTYPES[dtype],
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot open the model {folder_or_hub_id}: {_line(error)}") from None
+    for name, parameter in lm.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise CheckpointError(f"the model is damaged: {name} holds numbers that are not finite")
+    tokenizer = _tokenizer(base, lm)
+    lm = lm.to(place).requires_grad_(False)
+    masks = _masks(lm, folder, manifest, mask_token_id, k)
+    name = str(folder_or_hub_id)
+    if folder == Path(name):
+        name = folder.resolve().name
+    model = SpaceModel(lm, tokenizer, masks, name)
+    probe(model)
+    return model
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """space.json of a folder, its hashes checked; None where there is none.
+
+    Raises:
+        CheckpointError: for a manifest that is not one, or a file that does not match it.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{MANIFEST} cannot be read: {_line(error)}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{MANIFEST}: format must be {FORMAT!r}")
+    k, files, base = manifest.get("k"), manifest.get("files"), manifest.get("base")
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= 64:
+        raise CheckpointError(f"{MANIFEST}: k must be a whole number in 1..64")
+    if not isinstance(files, dict) or not files:
+        raise CheckpointError(f"{MANIFEST}: files must list the weight files with their SHA-256")
+    if not isinstance(base, dict) or not isinstance(base.get("id") or "", str):
+        raise CheckpointError(f"{MANIFEST}: base must name the base model")
+    if not (folder / "config.json").is_file() and not base.get("id"):
+        raise CheckpointError(f"{MANIFEST} names no base model, and the folder holds none")
+    for name, digest in files.items():
+        part = folder / name
+        if part.resolve().parent not in (folder.resolve(), (folder / PARTS).resolve()):
+            raise CheckpointError(f"{MANIFEST}: {name} lies outside the checkpoint")
+        if not part.is_file():
+            raise CheckpointError(f"the checkpoint is incomplete: {name} is missing")
+        if sha256(part) != digest:
+            raise CheckpointError(f"the checkpoint is damaged: {name} does not match its SHA-256")
+    return manifest
+
+
+def save(
+    folder: Path, model: SpaceModel, *, base_id: str | None = None, about: dict[str, Any] | None = None
+) -> None:
+    """Write a checkpoint, the manifest last.
+
+    Args:
+        folder: to be filled; must not hold a checkpoint yet.
+        model: what to save. With `base_id` only SPACE's own parts are written.
+        base_id: hub id of the base model.
+        about: further entries of the manifest (training data, licence, evaluation …).
+    """
+    if (folder / MANIFEST).exists():
+        raise CheckpointError(f"{folder} holds a checkpoint already")
+    folder.mkdir(parents=True, exist_ok=True)
+    if base_id is None:
+        model.lm.save_pretrained(folder, max_shard_size=SHARD)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(folder)
+    masks = model.masks
+    if masks.embeddings is not None:
+        (folder / PARTS).mkdir(exist_ok=True)
+        save_file({"embeddings": masks.embeddings.detach().contiguous()}, folder / PARTS / MASKS)
+    if masks.adapter is not None:
+        masks.adapter.save(folder / PARTS, base_id)
+    weights = sorted([*folder.glob("*.safetensors"), *(folder / PARTS).glob("*")])
+    manifest = {
+        "format": FORMAT,
+        "method": masks.method,
+        "k": masks.k,
+        "mask_token_id": masks.token_id,
+        "mask_embeddings": f"{PARTS}/{MASKS}" if masks.embeddings is not None else None,
+        "adapter": PARTS if masks.adapter is not None else None,
+        "base": {"id": base_id, "revision": None},
+        **(about or {}),
+        "files": {path.relative_to(folder).as_posix(): sha256(path) for path in weights},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _masks(
+    lm: Any, folder: Path, manifest: dict[str, Any] | None, token_id: int | None, k: int | None
+) -> Masks:
+    vocabulary, hidden = lm.get_input_embeddings().weight.shape
+    if token_id is None and manifest:
+        token_id = manifest.get("mask_token_id")
+    if token_id is not None:
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocabulary:
+            raise CheckpointError(f"the mask token id must lie in 0..{vocabulary - 1}, not {token_id!r:.40}")
+        return Masks(k or (manifest["k"] if manifest else 5), "paper", token_id=token_id)
+    if not manifest:
+        return untrained_masks(lm, k or 5)
+    try:
+        embeddings: Tensor = load_file(folder / PARTS / MASKS)["embeddings"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"the mask embeddings cannot be read: {_line(error)}") from None
+    if embeddings.ndim != 2 or not len(embeddings) or embeddings.shape[1] != hidden:
+        raise CheckpointError(
+            f"the masks do not fit the model: embeddings are {list(embeddings.shape)}, it needs [k, {hidden}]"
+        )
+    if not bool(torch.isfinite(embeddings).all()):
+        raise CheckpointError("the mask embeddings are damaged: they hold numbers that are not finite")
+    like = lm.get_input_embeddings().weight
+    adapter = GatedAdapter.load(lm, folder / PARTS) if manifest.get("adapter") else None
+    if adapter is not None:
+        adapter.requires_grad_(False)
+    return Masks(
+        k or manifest["k"],
+        str(manifest.get("method", "gated")),
+        embeddings=embeddings.to(device=like.device, dtype=like.dtype),
+        adapter=adapter,
+    )
+
+
+def _fetch(name: str, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint: as given, or downloaded from the hub (safetensors only)."""
+    folder = Path(name)
+    if folder.is_dir():
+        if not any((folder / part).is_file() for part in ("config.json", MANIFEST)):
+            raise CheckpointError(f"{name} holds neither config.json nor {MANIFEST}: not a checkpoint")
+        return folder
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name:
+        raise CheckpointError(f"there is no folder {name}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "space/*"],
+            )
+        )
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
+        raise CheckpointError(
+            f"{name} is no folder here, and the hub does not give it: {_line(error)}"
+        ) from None
+
+
+def _tokenizer(folder: Path, lm: Any) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError):
+        return None  # a model without a tokenizer is fed ids only
+    size = lm.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > size:
+        raise CheckpointError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the model embeds only {size}: they do not belong together"
+        )
+    return tokenizer
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(best_device() if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise CheckpointError(f"device {name!r:.40} is not to be had here: {_line(error)}") from None
+    return device
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:240] if text else type(error).__name__
