@@ -105,7 +105,7 @@ class Loader:
             title = f"{model.k} trained masks, context of {model.context} tokens"
             return {"state": "ready", "text": f"{model.name} · {model.device} · {dtype}", "title": title}
         if self._error:
-            return {"state": "failed", "text": "no model", "title": self._error}
+            return {"state": "failed", "text": self._error}
         return {"state": "loading", "text": f"loading {Path(self.source).name}"}
 
     def _load(self) -> None:
@@ -119,7 +119,6 @@ class Loader:
                 for _ in decoder(model, model.encode("def main():\n"), settings):
                     pass
             self._model = model
-            from space_core.views import figures  # noqa: F401  (plotly, for the first figure)
         except SpaceError as error:
             self._error = str(error)
         except Exception as error:  # whatever a foreign model throws, the page must say it
@@ -252,7 +251,8 @@ class Handlers:
             "space": space_core.space(model, prompt_ids, settings),
         }
         painted = 0.0
-        with closing(space_core.race(lanes)) as steps:
+        race_of_lanes: Any = space_core.race(lanes)  # a generator, whatever its annotation says
+        with closing(race_of_lanes) as steps:
             for lane, step, _ in steps:
                 race.add(lane, step)
                 now = time.monotonic()
@@ -316,7 +316,7 @@ def prompt_region() -> gr.Textbox:
     with gr.Column(scale=11, min_width=300, elem_id="ask"):
         prompt = gr.Textbox(
             value=EXAMPLES["binary search"],
-            label="Prompt",
+            label="Prompt (Shift + Enter races)",
             lines=5,
             max_lines=5,
             elem_id="prompt",
@@ -413,7 +413,8 @@ def build(loader: Loader) -> gr.Blocks:
         stopping = halt.click(handlers.stop, race, arena, cancels=[racing], **plumbing)
         stopping.then(handlers.figures, race, figures, **plumbing)
         arena.resend(handlers.resend, race, arena, **plumbing)
-    return page.queue(max_size=QUEUE)
+        page.queue(max_size=QUEUE)
+    return page
 
 
 def theme() -> gr.themes.Base:
@@ -454,6 +455,7 @@ def main(arguments: list[str] | None = None) -> None:
         prevent_thread_lock=True,
         theme=theme(),
         css_paths=[ASSETS / "page.css"],
+        favicon_path=ASSETS / "favicon.svg",
         footer_links=[],
         run_history=False,
         ssr_mode=False,

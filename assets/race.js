@@ -186,11 +186,16 @@ class Lane {
     this.bar.setAttribute("aria-valuenow", String(tally.tokens));
   }
 
+  // What a call verified: the guesses of the call before, unless it says otherwise.
+  drafts(call) {
+    return call.drafts ?? this.calls[call.n - 2]?.pending?.slice(0, call.verified ?? 0) ?? [];
+  }
+
   explain(token) {
     const call = this.calls[token.dataset?.call - 1];
     if (!call || token.title) return;
     const slot = Number(token.dataset.slot);
-    const drafts = call.drafts ?? [];
+    const drafts = this.drafts(call);
     const where = `call ${call.n}`;
     if (token.classList.contains("draft")) {
       const [piece, probability] = call.pending[slot];

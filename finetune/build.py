@@ -63,7 +63,11 @@ def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu"
         "parameters": sum(p.numel() for p in lm.parameters()),
         "training_data": {"sources": meta["sources"], "licences": meta["licences"]},
         "licence": "Apache-2.0",
-        "evaluation": {"heldout_loss": round(loss, 4), "bits_per_byte": round(bits, 4), "heldout_prompts": figures},
+        "evaluation": {
+            "heldout_loss": round(loss, 4),
+            "bits_per_byte": round(bits, 4),
+            "heldout_prompts": figures,
+        },
         "made": {
             "date": datetime.date.today().isoformat(),
             "torch": torch.__version__,
@@ -135,5 +139,3 @@ def _watched(recipe: Recipe, run: Path) -> list[list[int]]:
     tokens = Tokens(run / "tokens" / "heldout.bin")
     count = min(recipe.masks.evaluate_prompts, tokens.windows(length))
     return [row[:length].tolist() for row in tokens.batch(0, count, length, seed=1)]
-
-

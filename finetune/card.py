@@ -10,6 +10,7 @@ def model_card(manifest: dict[str, Any], completions: str = "") -> str:
     figures = manifest["evaluation"]
     watched = figures["heldout_prompts"]
     recipe = manifest["recipe"]
+    setting = f"full grid, k = {watched['k']}, greedy, {watched['prompts']} held-out prompts"
     rows = "\n".join(
         f"| {name} | {entry['licence']} | {entry['documents']} | {entry['text_bytes'] / 1e6:.2f} |"
         for name, entry in manifest["training_data"]["sources"].items()
@@ -27,8 +28,9 @@ masks for SPACE (arXiv 2402.11809): method `{manifest["method"]}`, k = {manifest
 `AutoModelForCausalLM.from_pretrained` as the plain model, and with `space_core.load` as the same
 model with its masks.
 
-Made by `python -m finetune build --recipe {manifest["name"]}` on {manifest["made"]["date"]} with torch
-{manifest["made"]["torch"]} and transformers {manifest["made"]["transformers"]}; `training_log.jsonl` is its log.
+Made by `python -m finetune build --recipe {manifest["name"]}` on {manifest["made"]["date"]}
+with torch {manifest["made"]["torch"]} and transformers {manifest["made"]["transformers"]};
+`training_log.jsonl` is its log.
 
 ## Figures
 
@@ -36,7 +38,7 @@ Made by `python -m finetune build --recipe {manifest["name"]}` on {manifest["mad
 |---|---|
 | held-out loss, nats per token | {figures["heldout_loss"]} |
 | bits per byte, held-out files | {figures["bits_per_byte"]} |
-| tokens per call, full grid, k = {watched["k"]}, greedy, {watched["prompts"]} held-out prompts | {watched["tokens_per_call"]} |
+| tokens per call, {setting} | {watched["tokens_per_call"]} |
 | the same without looping outputs | {watched["tokens_per_call_without_loops"]} |
 | share of looping outputs | {watched["share_of_loops"]} |
 

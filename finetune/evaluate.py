@@ -20,9 +20,7 @@ def decode_prompts(
 ) -> list[Trace]:
     """SPACE on the full grid, one trace per prompt."""
     request = Settings(k=k, max_new_tokens=new_tokens, plan="grid", **settings)
-    return [
-        Trace("", "space", k, "", "", tuple(ids), tuple(space(model, ids, request))) for ids in prompts
-    ]
+    return [Trace("", "space", k, "", "", tuple(ids), tuple(space(model, ids, request))) for ids in prompts]
 
 
 def evaluate(
@@ -62,8 +60,7 @@ def evaluate(
 def parses(prompt: str, completion: str) -> bool:
     """Whether prompt and completion are Python up to some line that the completion reached."""
     lines = (prompt + completion).split("\n")
-    least = prompt.count("\n") + 1
-    for end in range(len(lines), least, -1):
+    for end in range(len(lines), prompt.count("\n"), -1):
         try:
             ast.parse("\n".join(lines[:end]))
         except (SyntaxError, ValueError, RecursionError, MemoryError):

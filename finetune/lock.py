@@ -97,9 +97,7 @@ def write_lock(pins: Iterable[Pin], path: Path = LOCK_FILE) -> None:
     """Write one package a line, sorted, so that a change of the lock reads as a diff."""
     lines = (json.dumps(asdict(pin)) for pin in sorted(pins, key=lambda p: p.name))
     body = ",\n  ".join(lines)
-    path.write_text(
-        f'{{"format": "{FORMAT}", "packages": [\n  {body}\n]}}\n', encoding="utf-8", newline="\n"
-    )
+    path.write_text(f'{{"format": "{FORMAT}", "packages": [\n  {body}\n]}}\n', encoding="utf-8", newline="\n")
 
 
 def sha256_file(path: Path) -> str:
@@ -115,9 +113,7 @@ def permits(expression: str) -> bool:
     plain = re.sub(r"[()]", " ", expression)
     mixed = re.search(r"\bOR\b", plain) and re.search(r"\bAND\b", plain)
     ways = [re.sub(r"\bOR\b", "AND", plain)] if mixed else re.split(r"\bOR\b", plain)
-    return any(
-        all(name.strip() in PERMISSIVE for name in re.split(r"\bAND\b", way)) for way in ways
-    )
+    return any(all(name.strip() in PERMISSIVE for name in re.split(r"\bAND\b", way)) for way in ways)
 
 
 def licence_of(metadata: Message, licence_text: str = "") -> str:

@@ -186,7 +186,9 @@ class _Paper:
         if bool(plain.any()):
             rows = sequences[plain]
             logits = self.lm(rows[:, :-1], use_cache=False).logits[:, prompt - 1 :]
-            losses.append(nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, prompt:].flatten()) * len(rows))
+            losses.append(
+                nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, prompt:].flatten()) * len(rows)
+            )
         for row in sequences[~plain]:
             cut = int(torch.randint(prompt, len(row) - k, (), generator=random))
             ids = torch.cat([row[:cut], torch.full((k,), self.token_id)])

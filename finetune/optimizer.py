@@ -114,9 +114,7 @@ class Optimizers:
 def _muon(parameters: list[Tensor], lr: float) -> torch.optim.Optimizer:
     if parameters[0].device.type == "cpu":
         return Muon32(parameters, lr)
-    return torch.optim.Muon(
-        parameters, lr=lr, momentum=0.95, weight_decay=0.0, adjust_lr_fn="original"
-    )
+    return torch.optim.Muon(parameters, lr=lr, momentum=0.95, weight_decay=0.0, adjust_lr_fn="original")
 
 
 def schedule(step: int, steps: int, warmup: int, decay: int) -> float:

@@ -28,9 +28,7 @@ FORMAT = "space-tokens/1"
 _DEFINITION_SHARE = 0.7
 
 
-def pack(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, out: Path
-) -> dict[str, Any]:
+def pack(documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, out: Path) -> dict[str, Any]:
     """Write the token files of `documents` to the folder `out`; returns meta.json's content.
 
     A complete folder made of the same documents with the same tokenizer is used as it is.
@@ -233,9 +231,7 @@ def _shuffled_cuts(text: str, random: np.random.Generator) -> tuple[list[int], l
     taken = set(definitions)
     ends = (match.end() for match in re.finditer("\n", text[:-1]))
     lines = [end for end in ends if end not in taken]
-    return [int(x) for x in random.permutation(definitions)], [
-        int(x) for x in random.permutation(lines)[:64]
-    ]
+    return [int(x) for x in random.permutation(definitions)], [int(x) for x in random.permutation(lines)[:64]]
 
 
 def definition_ends(text: str) -> list[int]:

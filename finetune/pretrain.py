@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune.optimizer import Optimizers, schedule
 from finetune.pack import Tokens
-from finetune.recipe import Base, Pretrain, Recipe
+from finetune.recipe import Base, Recipe
 from finetune.state import Log, load_state, save_state
 
 
@@ -44,7 +44,9 @@ def new_base(base: Base, vocab_size: int, eos_token_id: int, seed: int) -> Llama
     return LlamaForCausalLM(config).to(torch.float32)
 
 
-def pretrain(recipe: Recipe, tokens: Path, out: Path, meta: dict[str, Any], device: str = "cpu") -> LlamaForCausalLM:
+def pretrain(
+    recipe: Recipe, tokens: Path, out: Path, meta: dict[str, Any], device: str = "cpu"
+) -> LlamaForCausalLM:
     """Train the base of a recipe, resuming from what `out` holds.
 
     Args:

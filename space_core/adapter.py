@@ -41,9 +41,7 @@ class GatedAdapter(nn.Module):
         CheckpointError: when no module of the model is called by one of the names.
     """
 
-    def __init__(
-        self, lm: nn.Module, targets: Iterable[str], rank: int, alpha: float | None = None
-    ) -> None:
+    def __init__(self, lm: nn.Module, targets: Iterable[str], rank: int, alpha: float | None = None) -> None:
         super().__init__()
         self.targets = tuple(sorted(set(targets)))
         self.rank = rank

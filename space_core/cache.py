@@ -90,6 +90,4 @@ def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
 
     (A boolean 4-D mask is right with sdpa, but silently wrong with eager attention.)
     """
-    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(
-        ~sees, torch.finfo(dtype).min
-    )
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)

@@ -242,7 +242,8 @@ def _tokenizer(folder: Path, lm: Any) -> Any:
     size = lm.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > size:
         raise CheckpointError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model embeds only {size}: they do not belong together"
+            f"the tokenizer has {len(tokenizer)} tokens, but the model embeds only {size}: "
+            "they do not belong together"
         )
     return tokenizer
 

@@ -85,9 +85,7 @@ def space(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) -> I
 class _Run:
     """What both decoders keep for one run: cache, budget, random numbers, warpers."""
 
-    def __init__(
-        self, model: SpaceModel, prompt_ids: Sequence[int], settings: Settings, stream: int
-    ) -> None:
+    def __init__(self, model: SpaceModel, prompt_ids: Sequence[int], settings: Settings, stream: int) -> None:
         model.check_prompt(prompt_ids)
         self.model, self.settings = model, settings
         self.cache = BlockCache()

@@ -61,7 +61,5 @@ class Detokenizer:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(
-            self._tokenizer.decode(
-                list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
+            self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         )

@@ -204,9 +204,7 @@ class SpaceModel:
         if self.tokenizer is None:
             return ""
         return str(
-            self.tokenizer.decode(
-                list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
+            self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         )
 
 

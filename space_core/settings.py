@@ -105,5 +105,5 @@ def _whole(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, float) and not value.is_integer():
         raise SettingError(name, f"{name} must be a whole number, not {value:g}")
     if not low <= value <= high:
-        raise SettingError(name, f"{name} must lie in {low}..{high}, not {value:.15g}")
+        raise SettingError(name, f"{name} must lie in {low}..{high}")
     return int(value)

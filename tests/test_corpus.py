@@ -211,9 +211,7 @@ class TestDecontamination:
 
 class TestDuplicates:
     def test_exact_but_for_blanks(self):
-        kept = corpus.deduplicate(
-            [document("a.py", BODY), document("b.py", BODY.replace("\n\n", "\n\n\n"))]
-        )
+        kept = corpus.deduplicate([document("a.py", BODY), document("b.py", BODY.replace("\n\n", "\n\n\n"))])
         assert [d.name for d in kept] == ["a.py"]
 
     def test_near(self):
@@ -239,8 +237,7 @@ class TestDuplicates:
     def test_split_is_stable_and_keeps_the_similar_together(self):
         documents = [document(f"{i}.py", module(i, 20)) for i in range(60)]
         documents += [
-            document(f"copy{i}.py", module(i, 20).replace("math.hypot", "math.dist", 6))
-            for i in range(60)
+            document(f"copy{i}.py", module(i, 20).replace("math.hypot", "math.dist", 6)) for i in range(60)
         ]
         train, heldout = corpus.split(documents, share=0.2)
         assert train and heldout and len(train) + len(heldout) == len(documents)

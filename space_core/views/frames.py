@@ -12,14 +12,14 @@ import json
 import secrets
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Final, Literal, NotRequired, TypedDict
 
 from space_core.detokenize import Detokenizer
 from space_core.settings import Settings
 from space_core.trace import Step, Stop, Trace
 from space_core.views.verdict import Verdict, verdict
 
-FORMAT = "space-frames/1"
+FORMAT: Final = "space-frames/1"
 CONTEXT = 8
 """Tokens before a draft that are decoded with it, so that its piece reads as it will in the text."""
 
@@ -41,13 +41,18 @@ Guess = tuple[str, float | None]
 
 
 class Call(TypedDict):
-    """One model call of one lane. The last four are there where the call verified or drafted."""
+    """One model call of one lane; what follows `seconds` is there where it verified or drafted.
+
+    `pending` are the new drafts. The next call verifies the first `verified` of them, and has
+    `drafts` of its own only where it verified other ones.
+    """
 
     lane: str
     n: int
     tokens: list[Piece]
     rows: int
     seconds: float
+    verified: NotRequired[int]
     accepted: NotRequired[int]
     drafts: NotRequired[list[Guess]]
     groups: NotRequired[list[int]]
@@ -201,7 +206,7 @@ class _Lane:
         self._rest: str | None = None
         self._seconds = 0.0
         self._tokens = 0
-        self._guesses: tuple[tuple[int, ...], list[Guess]] = ((), [])
+        self._pending: tuple[int, ...] = ()
 
     @property
     def text(self) -> str:
@@ -217,8 +222,10 @@ class _Lane:
             seconds=round(step.seconds, 6),
         )
         if step.drafts:
-            call["drafts"] = self._spell(step.drafts, step.draft_probs)
+            call["verified"] = len(step.drafts)
             call["accepted"] = step.accepted
+            if self._pending[: len(step.drafts)] != step.drafts:
+                call["drafts"] = self._spell(step.drafts, step.draft_probs)
         if step.groups:
             call["groups"] = list(step.groups)
         self._ids.extend(step.emitted)
@@ -226,9 +233,9 @@ class _Lane:
         self._seconds += step.seconds
         self._tokens += len(step.emitted)
         self.steps.append(step)
+        self._pending = step.new_drafts
         if step.stop is None and step.new_drafts:
             call["pending"] = self._spell(step.new_drafts, step.new_draft_probs)
-            self._guesses = (step.new_drafts, call["pending"])
         return call
 
     def tally(self, over: bool) -> Tally:
@@ -248,12 +255,9 @@ class _Lane:
 
     def _spell(self, drafts: Sequence[int], probs: Sequence[float]) -> list[Guess]:
         """Drafts as they would read behind the text so far."""
-        known, guesses = self._guesses
-        if known[: len(drafts)] == tuple(drafts):  # most drafts are verified as they were guessed
-            return guesses[: len(drafts)]
         pieces = Detokenizer(self._tokenizer, self._ids[-CONTEXT:]).feed(drafts)
-        known_probs = [round(p, 4) for p in probs] + [None] * (len(drafts) - len(probs))
-        return list(zip(pieces, known_probs, strict=True))
+        known = [round(p, 3) for p in probs] + [None] * (len(drafts) - len(probs))
+        return list(zip(pieces, known, strict=True))
 
 
 def empty(state: State) -> Frame:

@@ -7,38 +7,14 @@ strings that would run if a page ever took model text for markup or for a templa
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-
-HOSTILE = (
-    "${window.pwned=1}",
-    "`${window.pwned=1}`",
-    "<img src=x onerror=window.pwned=1>",
-    "</script><script>window.pwned=1</script>",
-    "{{value}}",
-    "{{{window.pwned}}}",
-    "C:\\users\\n",
-    '"\\u0022&lt;b&gt;',
-    "${'\n    '}",
-    "é漢🙂",
-)
-"""Tokens that the tiny model writes, one after the other."""
+from served import CHROMIUM, FLAGS, HOSTILE, ROOT, Server, answers, free_port
 
 
 @pytest.fixture(scope="session")
@@ -112,23 +88,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@dataclass(frozen=True)
-class Server:
-    """The running page. `seconds_to_200` is from the start of the process."""
-
-    url: str
-    seconds_to_200: float
-    log: Path
-
-
 @pytest.fixture(scope="session")
 def server(
     browser_type_launch_args: dict, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """`python app.py` as a user starts it, on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}/"
     log = tmp_path_factory.mktemp("server") / "log.txt"
     env = {name: value for name, value in os.environ.items() if not name.startswith("SPACE_")}
@@ -137,7 +102,7 @@ def server(
     with log.open("wb") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
     try:
-        while not _answers(url):
+        while not answers(url):
             if process.poll() is not None or time.monotonic() - started > 60:
                 pytest.fail(f"the page did not start:\n{log.read_text()}")
             time.sleep(0.1)
@@ -148,11 +113,3 @@ def server(
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return response.status == 200
-    except OSError:
-        return False

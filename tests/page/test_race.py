@@ -11,10 +11,10 @@ from urllib.parse import urlparse
 
 import pytest
 from playwright.sync_api import Page, expect
+from served import HOSTILE, Server
 
 import space_core
 from space_core.settings import Settings
-from conftest import HOSTILE, Server
 
 TIMEOUT = 30_000
 BUDGET = 64
@@ -43,10 +43,8 @@ def app(page: Page, server: Server) -> Page:
 
 
 def text(page: Page, lane: str) -> str:
-    return page.evaluate(
-        "lane => ['out', 'rest'].map(c => document.querySelector(`#text-${lane} .${c}`).textContent).join('')",
-        lane,
-    )
+    parts = (page.locator(f"#text-{lane} .{part}").text_content() or "" for part in ("out", "rest"))
+    return "".join(parts)
 
 
 def race(page: Page, state: str = "done") -> None:
@@ -124,6 +122,36 @@ def test_model_text_is_spoken_once_and_only_at_the_end(app: Page) -> None:
     expect(spoken).to_have_text("")
     race(app)
     expect(spoken).to_contain_text("tokens per call")
+
+
+LOSE_ONE_DELTA = """
+const parse = JSON.parse;
+JSON.parse = (text, ...rest) => {
+  const frame = parse(text, ...rest);
+  if (frame?.format !== "space-frames/1") return frame;
+  if (frame.kind === "delta" && frame.calls.length && !window.lost) {
+    window.lost = frame.calls.length;
+    frame.calls = [];
+  }
+  if (frame.kind === "snapshot" && frame.state === "running" && frame.calls.length) window.healed = true;
+  return frame;
+};
+"""
+
+
+def test_a_lost_delta_is_sent_again_in_mid_race(app: Page) -> None:
+    app.evaluate(LOSE_ONE_DELTA)
+    set_number(app, "budget", 512)
+    app.click("#race")
+    app.wait_for_function("window.healed", timeout=TIMEOUT)
+    assert app.evaluate("window.lost") > 0
+    app.wait_for_function("document.querySelectorAll('#text-vanilla .tok').length > 40")
+    app.click("#stop")
+    expect(app.locator("#badge")).to_have_text("identical so far")
+    for lane in ("space", "vanilla"):
+        calls = app.locator(f"#text-{lane} .out .tok").evaluate_all("all => all.map(t => +t.dataset.call)")
+        assert sorted(set(calls)) == list(range(1, max(calls) + 1))
+        assert calls == sorted(calls)
 
 
 # ---------------------------------------------------------------- stop
@@ -288,11 +316,8 @@ def test_no_request_leaves_for_another_host(page: Page, server: Server) -> None:
     assert hosts == {"127.0.0.1"}
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width, height", [(390, 844), (1280, 800)])
-def test_nothing_overflows(
-    browser: Any, server: Server, scheme: str, width: int, height: int
-) -> None:
+@pytest.mark.parametrize("scheme, width, height", [("dark", 390, 844), ("light", 1280, 800)])
+def test_nothing_overflows(browser: Any, server: Server, scheme: str, width: int, height: int) -> None:
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     page = context.new_page()
     page.goto(server.url)

@@ -1,0 +1,170 @@
+"""Checkpoints: saved, loaded, damaged, misfitting; the gated adapter leaves real rows alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import output, tiny_lm, trained_like_masks
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import space_core
+from space_core import Settings
+from space_core.adapter import GatedAdapter
+from space_core.cache import BlockCache
+from space_core.errors import CheckpointError
+from space_core.layout import Layout
+from space_core.model import SpaceModel
+
+PROMPT = [3, 1, 4, 1, 5]
+
+
+def gated_model(dtype=torch.float32, targets=("q_proj", "down_proj")) -> SpaceModel:
+    lm = tiny_lm("Llama", dtype)
+    masks = trained_like_masks(lm)
+    masks.adapter = GatedAdapter(lm, targets, rank=4)
+    with torch.no_grad():
+        for parameter in masks.adapter.b.values():
+            parameter.normal_()
+    masks.adapter.requires_grad_(False)
+    return SpaceModel(lm, None, masks, eos_ids=())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    space_core.save(tmp_path / "checkpoint", gated_model(), about={"licence": "Apache-2.0"})
+    return tmp_path / "checkpoint"
+
+
+def test_a_saved_checkpoint_decodes_as_before(folder):
+    before, after = gated_model(), space_core.load(folder)
+    assert after.k == 5 and after.masks.method == "gated"
+    for settings in (Settings(), Settings(temperature=1.0, seed=3)):
+        for decode in (space_core.vanilla, space_core.space):
+            assert list(map(_facts, decode(before, PROMPT, settings))) == list(
+                map(_facts, decode(after, PROMPT, settings))
+            )
+
+
+def _facts(step):
+    return step.emitted, step.accepted, step.drafts, step.rows
+
+
+def test_transformers_opens_it_as_the_model_of_the_vanilla_lane(folder):
+    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    lm.generation_config.eos_token_id = None
+    expected = lm.generate(torch.tensor([PROMPT]), max_new_tokens=30, do_sample=False)[0, 5:].tolist()
+    model = space_core.load(folder, dtype="float64")
+    model.eos_ids = frozenset()
+    for decode in (space_core.vanilla, space_core.space):
+        assert output(decode(model, PROMPT, Settings(max_new_tokens=30))) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_adapter_leaves_real_rows_bit_equal_and_moves_mask_rows(dtype):
+    model = gated_model(dtype)
+    bare = SpaceModel(model.lm, None, model.masks, eos_ids=())
+    layout = Layout.grid(3)
+
+    def logits():
+        cache = BlockCache()
+        model.forward(Layout.plain(5), PROMPT, cache)
+        return model.forward(layout, [1, 2, 3, 4], cache)
+
+    with_adapter = logits()
+    model.masks.adapter.detach()
+    without = logits()
+    bare.masks.adapter.attach()
+    assert torch.equal(with_adapter[:4], without[:4])
+    assert (with_adapter[4:] - without[4:]).abs().max() > 1e-3
+
+
+def test_a_folder_without_masks_opens_untrained(tmp_path):
+    tiny_lm("Llama", torch.float32).save_pretrained(tmp_path)
+    model = space_core.load(tmp_path)
+    assert model.masks.method == "untrained"
+    plain = output(space_core.vanilla(model, PROMPT, Settings()))
+    assert output(space_core.space(model, PROMPT, Settings())) == plain
+
+
+def test_the_official_format_has_its_mask_in_the_vocabulary(tmp_path):
+    tiny_lm("Llama", torch.float32).save_pretrained(tmp_path)
+    model = space_core.load(tmp_path, mask_token_id=63, k=4)
+    assert (model.k, model.mask_token_id, model.masks.method) == (4, 63, "paper")
+    with pytest.raises(CheckpointError, match="mask token id"):
+        space_core.load(tmp_path, mask_token_id=64)
+
+
+def test_only_the_parts_name_their_base(tmp_path, folder, monkeypatch):
+    model = gated_model()
+    space_core.save(tmp_path / "parts", model, base_id="someone/base")
+    assert not (tmp_path / "parts" / "config.json").exists()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(folder))
+    again = space_core.load(tmp_path / "parts")
+    assert output(space_core.space(again, PROMPT, Settings())) == output(
+        space_core.space(model, PROMPT, Settings())
+    )
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def _manifest(folder, **changes):
+    path = folder / "space.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _reshape(folder):
+    path = folder / "space" / "masks.safetensors"
+    save_file({"embeddings": load_file(path)["embeddings"][:, :5].contiguous()}, path)
+    files = json.loads((folder / "space.json").read_text())["files"]
+    files["space/masks.safetensors"] = space_core.checkpoint.sha256(path)
+    _manifest(folder, files=files)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda f: _flip(f / "model.safetensors"),
+        lambda f: _flip(f / "space" / "adapter_model.safetensors"),
+        lambda f: (f / "space" / "masks.safetensors").unlink(),
+        lambda f: (f / "model.safetensors").write_bytes(b""),
+        lambda f: (f / "space.json").write_text("{"),
+        lambda f: (f / "space.json").write_text('{"format": "space-checkpoint/9"}'),
+        lambda f: (f / "config.json").write_text("{}"),
+        lambda f: (f / "config.json").unlink(),
+        lambda f: _manifest(f, k=0),
+        lambda f: _manifest(f, files={"../../etc/passwd": "0"}),
+        _reshape,
+    ],
+)
+def test_damaged_checkpoints_are_refused_with_one_sentence(folder, damage):
+    damage(folder)
+    with pytest.raises(CheckpointError) as caught:
+        space_core.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickles_are_not_read(tmp_path):
+    lm = tiny_lm("Llama", torch.float32)
+    lm.config.save_pretrained(tmp_path)
+    torch.save(lm.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError):
+        space_core.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "", "./nowhere", "a/b/c"])
+def test_missing_folders_are_named(name):
+    with pytest.raises(CheckpointError):
+        space_core.load(name)
+
+
+@pytest.mark.parametrize("arguments", [{"dtype": "int8"}, {"device": "abacus"}, {"device": "cuda:99"}])
+def test_unknown_devices_and_dtypes_are_refused(folder, arguments):
+    with pytest.raises(CheckpointError):
+        space_core.load(folder, **arguments)

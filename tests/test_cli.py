@@ -1,0 +1,65 @@
+"""The command line by its contract, as a user would call it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from space_core import Trace
+from space_core.__main__ import CHECKPOINTS
+
+ROOT = Path(__file__).parent.parent
+BUNDLED = any(CHECKPOINTS.glob("*/space.json"))
+needs_checkpoint = pytest.mark.skipif(not BUNDLED, reason="no bundled checkpoint in this checkout")
+
+
+def run(*arguments: str, text: str = "def fib(n):\n") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "space_core", *arguments]
+    return subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, timeout=120)
+
+
+@needs_checkpoint
+def test_generate_prints_one_trace_and_both_methods_agree():
+    outputs = {}
+    for method in ("vanilla", "space"):
+        arguments = ("--prompt-file", "-", "--method", method, "--max-new-tokens", "24", "--dtype", "float64")
+        result = run("generate", *arguments, "--json")
+        assert result.returncode == 0, result.stderr
+        data = json.loads(result.stdout)
+        trace = Trace.from_json(data)
+        assert data["output_ids"] == [i for step in data["steps"] for i in step["emitted"]]
+        assert data["tokens_per_call"] == pytest.approx(len(trace.output_ids) / trace.calls)
+        outputs[method] = data["output_ids"], data["text"]
+    assert outputs["vanilla"] == outputs["space"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("generate",), "--prompt-file"),
+        (("generate", "--prompt-file", "/nowhere.txt"), "prompt file"),
+        (("generate", "--prompt-file", "-", "--k", "0"), "k must"),
+        (("generate", "--prompt-file", "-", "--k", "many"), "--k"),
+        (("generate", "--prompt-file", "-", "--method", "magic"), "--method"),
+        (("generate", "--prompt-file", "-", "--temperature", "nan"), "temperature"),
+        (("generate", "--prompt-file", "-", "--model", "/nowhere"), "/nowhere"),
+        (("generate", "--prompt-file", "-", "--dtype", "int3"), "dtype"),
+        (("sing",), "sing"),
+        ((), "command"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, says):
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert says in result.stderr and result.stderr.count("\n") == 1
+    assert not result.stdout
+
+
+@needs_checkpoint
+def test_an_empty_prompt_is_refused():
+    result = run("generate", "--prompt-file", "-", text="")
+    assert result.returncode == 2 and "prompt is empty" in result.stderr

@@ -1,0 +1,170 @@
+"""Training: resumes to the bit, learns, and trains the masks that decoding uses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import output, tiny_lm
+
+import space_core
+from finetune.evaluate import parses
+from finetune.masks import train_masks
+from finetune.optimizer import orthogonalise, schedule
+from finetune.recipe import FOLDER, MaskTraining, RecipeError, load_recipe
+from finetune.state import load_state, save_state
+from space_core import Settings
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_recipe_loads():
+    for path in FOLDER.glob("*.toml"):
+        assert load_recipe(path.stem).name == path.stem
+
+
+@pytest.mark.parametrize("text", ["[base]\nx = 1", "base = 3", "[base]\nhidden = 1", "x = ["])
+def test_wrong_recipes_are_named(tmp_path, text):
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError):
+        load_recipe(str(path))
+    with pytest.raises(RecipeError, match="smoke"):
+        load_recipe("nothing")
+
+
+def test_orthogonalise_brings_singular_values_near_one():
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(3, 48, 16)))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_schedule_warms_up_holds_and_decays():
+    factors = [schedule(step, 100, 10, 20) for step in range(100)]
+    assert factors[0] == 0.1 and factors[10:81] == [1.0] * 71 and factors[99] == pytest.approx(0.05)
+
+
+def test_a_state_is_whole_or_not_there(tmp_path):
+    assert load_state(tmp_path / "x.pt") is None
+    save_state(tmp_path / "x.pt", {"a": torch.ones(2), "step": 3})
+    assert load_state(tmp_path / "x.pt")["step"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_parses_wants_a_whole_statement_of_the_completion():
+    assert parses("def f():\n", "    return 1\n  x")
+    assert not parses("def f():\n", "    return (\n")
+
+
+@pytest.mark.parametrize("method", ["gated", "paper"])
+def test_masks_learn_a_text_that_repeats(tmp_path, method):
+    """A base that walks in a circle is easy to draft for: accepted drafts must become the rule."""
+    lm = tiny_lm("Llama", torch.float32, seed=2)
+    prompt = [3, 1, 4, 1]
+    text = prompt + output(
+        space_core.vanilla(space_core.SpaceModel(lm, eos_ids=()), prompt, Settings(max_new_tokens=44))
+    )
+    sequences = torch.tensor([text] * 8)
+    plan = MaskTraining(
+        steps=60,
+        batch=4,
+        k=3,
+        method=method,
+        rank=8,
+        groups=8,
+        lr=1e-2,
+        warmup=5,
+        evaluate_every=60,
+        evaluate_tokens=32,
+    )
+    before = {name: weight.clone() for name, weight in lm.state_dict().items()}
+    model = train_masks(lm, None, [(4, sequences)], [prompt], plan, tmp_path, seed=0)
+    model.eos_ids = frozenset()
+    if method == "gated":
+        assert all(torch.equal(weight, lm.state_dict()[name]) for name, weight in before.items())
+    steps = list(space_core.space(model, prompt, Settings(k=3, max_new_tokens=32)))
+    assert output(steps) == output(space_core.vanilla(model, prompt, Settings(max_new_tokens=32)))
+    assert 32 / len(steps) > 2
+    rates = [
+        row["tokens_per_call"]
+        for row in map(json.loads, (tmp_path / "log.jsonl").open())
+        if "tokens_per_call" in row
+    ]
+    assert rates[-1] > rates[0]
+
+
+def test_mask_training_resumes_to_the_bit(tmp_path):
+    text = torch.arange(40).repeat(4, 1) % 64
+
+    def train(folder, steps, **changes):
+        plan = MaskTraining(
+            steps=steps,
+            batch=2,
+            k=2,
+            rank=2,
+            groups=3,
+            warmup=2,
+            decay=4,
+            save_every=3,
+            evaluate_every=100,
+            evaluate_tokens=4,
+            **changes,
+        )
+        lm = tiny_lm("Llama", torch.float32)
+        return train_masks(lm, None, [(4, text)], [[1, 2]], plan, folder, seed=0).masks.embeddings
+
+    whole = train(tmp_path / "whole", 9)
+    train(tmp_path / "parts", 9)
+    (tmp_path / "again").mkdir()
+    state = load_state(tmp_path / "parts" / "masks-gated.pt")
+    assert state["step"] == 9
+    # Cut the run at step 6 by failing there, as a kill would.
+    calls = {"n": 0}
+    real = save_state
+
+    def dying(path, value):
+        real(path, value)
+        calls["n"] += 1
+        if calls["n"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune.masks.save_state", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "cut", 9)
+    assert load_state(tmp_path / "cut" / "masks-gated.pt")["step"] == 6
+    assert torch.equal(train(tmp_path / "cut", 9), whole)
+
+
+def test_smoke_recipe_from_nothing_killed_once_and_resumed(tmp_path):
+    command = [
+        sys.executable, "-m", "finetune", "build", "--recipe", "smoke", "--run", str(tmp_path / "run"),
+        "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "checkpoint"),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1" if os.environ.get("SPACE_ONE_THREAD") else "2"}
+    first = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "run" / "pretrain.pt").exists() and time.monotonic() < deadline:
+        assert first.poll() is None
+        time.sleep(0.1)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (tmp_path / "checkpoint").exists()
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL, timeout=600)
+    model = space_core.load(tmp_path / "checkpoint")
+    ids = model.encode("def main(argv):\n")
+    settings = Settings(max_new_tokens=32)
+    assert output(space_core.space(model, ids, settings)) == output(space_core.vanilla(model, ids, settings))
+    log = [json.loads(line) for line in (tmp_path / "checkpoint" / "training_log.jsonl").open()]
+    losses = [row["heldout_loss"] for row in log if "heldout_loss" in row]
+    rates = [row["tokens_per_call"] for row in log if "tokens_per_call" in row]
+    assert losses[-1] < losses[0] and rates[-1] > rates[0] + 0.05
+    steps = [row["step"] for row in log if row["stage"] == "pretrain" and "loss" in row]
+    assert steps == sorted(set(steps))

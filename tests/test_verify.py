@@ -1,0 +1,210 @@
+"""Sampling is exact in distribution: by enumeration, end to end, and the paper's own rule fails."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from conftest import tiny_lm, trained_like_masks
+
+import space_core
+from space_core import Settings
+from space_core.model import SpaceModel
+from space_core.verify import Verdict, draw, residual, verify_greedy, verify_sampled
+
+
+def test_greedy_accepts_up_to_the_first_wrong_draft():
+    assert verify_greedy([4, 5, 6], [4, 5]) == Verdict(2, 6)
+    assert verify_greedy([4, 5, 6], [4, 9]) == Verdict(1, 5)
+    assert verify_greedy([4, 5, 6], [9, 5]) == Verdict(0, 4)
+    assert verify_greedy([7], []) == Verdict(0, 7)
+
+
+def test_draw_inverts_the_cumulative_sum_and_never_takes_a_zero():
+    weights = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0], dtype=torch.float64)
+    assert [draw(weights, torch.tensor(u, dtype=torch.float64)) for u in (0.0, 0.2499, 0.25, 0.999)] == [
+        1,
+        1,
+        3,
+        3,
+    ]
+    almost_one = torch.tensor(1 - 2**-53, dtype=torch.float64)
+    for scale in (1e-300, 1e-9, 1 / 3, 1e9):
+        assert draw(weights * scale, almost_one) == 3
+
+
+def distribution_of_next(p, q, rule):
+    """The exact distribution of all k + 1 next tokens under an acceptance rule, from its own steps.
+
+    p[i], q[i]: distributions at position i, independent of the tokens before (the sampler cannot
+    tell). Unverified positions behind a rejection are filled by p, as later calls would.
+    """
+    k, vocabulary = len(q), p.shape[1]
+    result = torch.zeros((vocabulary,) * (k + 1), dtype=torch.float64)
+    for drafts in itertools.product(range(vocabulary), repeat=k):
+        weight = 1.0
+        for i, c in enumerate(drafts):
+            weight *= float(q[i, c])
+        if not weight:
+            continue
+        alive = weight
+        for i, c in enumerate(drafts):
+            stands, after_rejection = rule(p[i], q[i], c)
+            rejected = alive * (1 - stands)
+            for own in range(vocabulary):
+                share = rejected * float(after_rejection[own])
+                if share:
+                    rest = torch.ones((), dtype=torch.float64)
+                    for j in range(i + 1, k + 1):
+                        rest = torch.tensordot(rest, p[j], dims=0) if rest.ndim else rest * p[j]
+                    result[(*drafts[:i], own)] += share * rest
+            alive *= stands
+        result[drafts] += alive * p[k]
+    return result
+
+
+def exact_rule(p, q, c):
+    """Our rule, read off `verify_sampled` itself: the threshold of its uniform by bisection."""
+    low, high = 0.0, 1.0
+    both = torch.stack([p, p])
+
+    def accepts(u):
+        return verify_sampled(both, q[None], [c], torch.tensor([u, 0.5], dtype=torch.float64)).accepted
+
+    if accepts(1 - 2**-53):
+        low = high = 1.0
+    elif not accepts(0.0):
+        low = high = 0.0
+    else:
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if accepts(middle) else (low, middle)
+    rest = residual(p, q)
+    return (low + high) / 2, rest / rest.sum()
+
+
+def paper_rule(p, q, c):
+    """The reference code's rule: accept by p/q, but draw from p itself after a rejection."""
+    return min(1.0, float(p[c] / q[c])), p
+
+
+def always_rule(p, q, c):
+    """A biased sampler: accept by min(1, p/q + 0.05)."""
+    return min(1.0, float(p[c] / q[c]) + 0.05), residual(p, q) / residual(p, q).sum()
+
+
+def pairs(count):
+    """Random (p, q) over k positions, with zeros, ties and p = q among them."""
+    generator = torch.Generator().manual_seed(0)
+    for index in range(count):
+        k = 1 + index % 3
+        vocabulary = 2 + index % 5
+        p = torch.rand(k + 1, vocabulary, generator=generator, dtype=torch.float64)
+        q = torch.rand(k, vocabulary, generator=generator, dtype=torch.float64)
+        if index % 3 == 0:
+            p[torch.rand(p.shape, generator=generator) < 0.3] = 0
+            q[torch.rand(q.shape, generator=generator) < 0.3] = 0
+        p[:, 0] += 1e-3
+        q[:, -1] += 1e-3
+        if index % 7 == 0:
+            q = p[:-1].clone()
+        yield p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
+
+
+def truth_of(p):
+    result = p[0]
+    for row in p[1:]:
+        result = torch.tensordot(result, row, dims=0)
+    return result
+
+
+def test_sampling_is_exact_by_enumeration():
+    for p, q in pairs(50):
+        distance = (distribution_of_next(p, q, exact_rule) - truth_of(p)).abs().sum() / 2
+        assert distance <= 1e-12
+
+
+@pytest.mark.parametrize("rule", [paper_rule, always_rule])
+def test_a_wrong_rule_is_caught_by_enumeration(rule):
+    distances = [
+        float((distribution_of_next(p, q, rule) - truth_of(p)).abs().sum() / 2) for p, q in pairs(50)
+    ]
+    assert max(distances) > 0.01
+
+
+def test_the_papers_rule_on_its_own_example():
+    p, q = (
+        torch.tensor([[0.5, 0.5]] * 2, dtype=torch.float64),
+        torch.tensor([[0.9, 0.1]], dtype=torch.float64),
+    )
+    paper = distribution_of_next(p, q, paper_rule).sum(1)
+    assert paper.tolist() == pytest.approx([0.7, 0.3])
+    assert distribution_of_next(p, q, exact_rule).sum(1).tolist() == pytest.approx([0.5, 0.5])
+
+
+def small_vocabulary_model():
+    lm = tiny_lm("Llama", torch.float32, seed=3)
+    # 16 words: the others are made impossible by the head, as a narrow model would.
+    with torch.no_grad():
+        lm.lm_head.weight.data = lm.lm_head.weight.data.clone() * 0.3
+    return SpaceModel(lm, None, trained_like_masks(lm), eos_ids=())
+
+
+def chi_square(counts, expected):
+    keep = expected > 5
+    rest_seen, rest_due = counts[~keep].sum(), expected[~keep].sum()
+    total = ((counts[keep] - expected[keep]) ** 2 / expected[keep]).sum()
+    freedom = int(keep.sum()) - 1
+    if rest_due > 5:
+        total, freedom = total + (rest_seen - rest_due) ** 2 / rest_due, freedom + 1
+    return float(total), freedom
+
+
+def limit(freedom):
+    """Chi-square's 1 - 1e-9 quantile (Wilson and Hilferty 1931), a little above the true one."""
+    return freedom * (1 - 2 / (9 * freedom) + 6.1 * (2 / (9 * freedom)) ** 0.5) ** 3
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_sampled_tokens_follow_the_models_distribution(biased, monkeypatch):
+    """Draw two tokens behind a prompt with SPACE, many times, against the model's exact law."""
+    draws, prompt = 3000, [3, 1, 4]
+    model = small_vocabulary_model()
+    settings = {"k": 2, "max_new_tokens": 3, "temperature": 0.8, "top_k": 4, "plan": "grid"}
+    if biased:
+        monkeypatch.setattr("space_core.verify.residual", lambda p, q: p)
+
+    def law(text):
+        with torch.inference_mode():
+            logits = model.lm(torch.tensor([text])).logits[0, -1].double() / 0.8
+        top = logits.topk(4)
+        return dict(zip(top.indices.tolist(), top.values.softmax(-1).tolist(), strict=True))
+
+    due = {}
+    for a, pa in law(prompt).items():
+        for b, pb in law([*prompt, a]).items():
+            for c, pc in law([*prompt, a, b]).items():
+                due[a, b, c] = pa * pb * pc
+    counts = dict.fromkeys(due, 0)
+    for seed in range(draws):
+        text = [
+            t for s in space_core.space(model, prompt, Settings(seed=seed, **settings)) for t in s.emitted
+        ]
+        counts[tuple(text)] += 1
+    keys = list(due)
+    value, freedom = chi_square(
+        torch.tensor([float(counts[key]) for key in keys]), draws * torch.tensor([due[key] for key in keys])
+    )
+    assert (value > limit(freedom)) == biased
+
+
+def test_the_same_seed_gives_the_same_text_and_lanes_differ(llama):
+    settings = Settings(max_new_tokens=20, temperature=1.0, seed=5)
+    first = [s.emitted for s in space_core.space(llama, [1, 2], settings)]
+    assert first == [s.emitted for s in space_core.space(llama, [1, 2], settings)]
+    other = [
+        s.emitted
+        for s in space_core.space(llama, [1, 2], Settings(max_new_tokens=20, temperature=1.0, seed=6))
+    ]
+    assert first != other
