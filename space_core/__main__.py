@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from space_core.bundled import default_checkpoint
 from space_core.errors import PromptError, SpaceError
 from space_core.settings import Settings
 from space_core.trace import Step, Trace
 
-CHECKPOINTS = Path(__file__).resolve().parent.parent / "assets" / "checkpoints"
 MAX_PROMPT_BYTES = 4_000_000
 
 
@@ -39,18 +39,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
-
-
-def default_checkpoint() -> Path:
-    """The bundled checkpoint: the best one there is.
-
-    Raises:
-        PromptError: when the installation holds none.
-    """
-    for name in ("python-gpu", "python-mini", "smoke"):
-        if (CHECKPOINTS / name / "space.json").is_file():
-            return CHECKPOINTS / name
-    raise PromptError("no bundled checkpoint here: name a model with --model DIR_OR_HUB_ID")
 
 
 def generate(options: argparse.Namespace) -> int:

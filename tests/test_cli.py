@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from space_core import Trace
-from space_core.__main__ import CHECKPOINTS
+from space_core.bundled import CHECKPOINTS
 
 ROOT = Path(__file__).parent.parent
 BUNDLED = any(CHECKPOINTS.glob("*/space.json"))

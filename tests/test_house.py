@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = {
     "errors": set(),
+    "bundled": {"errors"},
     "settings": {"errors"},
     "trace": {"errors"},
     "layout": set(),
