@@ -24,7 +24,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr
 
-from space_core.errors import PromptError, SettingError, SpaceError
+from space_core.bundled import default_checkpoint
+from space_core.errors import CheckpointError, PromptError, SettingError, SpaceError
 from space_core.settings import MAX_K, Plan, Settings
 from space_core.views import frames
 
@@ -33,11 +34,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 ASSETS = HERE / "assets"
-DEFAULT_MODEL = ASSETS / "checkpoints" / "python-mini"
 
 FRAMES_PER_SECOND = 25
-DEADLINE = float(os.environ.get("SPACE_DEADLINE", "120"))
-"""Seconds that one race may hold the device."""
 QUEUE = 16
 MAX_PROMPT_CHARACTERS = 65_536
 
@@ -191,8 +189,8 @@ def read_prompt(prompt: Any, model: SpaceModel | None) -> list[int]:
 class Handlers:
     """The page's events. They keep nothing: a visitor's race lives in that visitor's session."""
 
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+    def __init__(self, loader: Loader, deadline: float) -> None:
+        self.loader, self.deadline = loader, deadline
 
     def status(self) -> tuple[str, gr.Timer]:
         return json.dumps(self.loader.status()), gr.Timer(active=not self.loader.done.is_set())
@@ -245,7 +243,7 @@ class Handlers:
         """Deltas, at most so many a second. Closing it closes both decoders."""
         import space_core
 
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + self.deadline
         lanes = {
             "vanilla": space_core.vanilla(model, prompt_ids, settings),
             "space": space_core.space(model, prompt_ids, settings),
@@ -378,10 +376,11 @@ def figures_region() -> list[gr.Plot]:
         ]
 
 
-def build(loader: Loader) -> gr.Blocks:
-    """The page and its events."""
-    handlers = Handlers(loader)
-    with gr.Blocks(title="SPACE: same text, fewer calls", analytics_enabled=False) as page:
+def build(loader: Loader, deadline: float = 120.0) -> gr.Blocks:
+    """The page and its events; a race may hold the device for `deadline` seconds."""
+    handlers = Handlers(loader, deadline)
+    page = gr.Blocks(title="SPACE: same text, fewer calls", analytics_enabled=False)
+    with page:
         header(handlers)
         with gr.Row(elem_id="request"):
             prompt = prompt_region()
@@ -435,7 +434,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Serve the page on which SPACE races plain decoding.")
     env = os.environ.get
     parser.add_argument(
-        "--model", default=env("SPACE_MODEL", str(DEFAULT_MODEL)), help="folder or hub id of a model"
+        "--model", default=env("SPACE_MODEL"), help="folder or hub id; the bundled checkpoint by default"
     )
     parser.add_argument("--device", default=env("SPACE_DEVICE", "auto"), help="auto, cpu, cuda or mps")
     parser.add_argument(
@@ -445,10 +444,17 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--host", default=None, help="address to serve on; this machine only by default")
     parser.add_argument("--port", type=int, default=None, help="7860 by default, or the next free one")
+    parser.add_argument(
+        "--deadline", type=float, default=env("SPACE_DEADLINE", "120"), help="seconds that a race may take"
+    )
     options = parser.parse_args(arguments)
+    try:
+        source = options.model or str(default_checkpoint())
+    except CheckpointError as error:
+        parser.error(str(error))
 
-    loader = Loader(options.model, options.device, options.dtype)
-    page = build(loader)
+    loader = Loader(source, options.device, options.dtype)
+    page = build(loader, options.deadline)
     page.launch(
         server_name=options.host,
         server_port=options.port,

@@ -64,6 +64,15 @@ function quoted(piece) {
   return `“${piece.replaceAll("\n", "↵").replaceAll("\t", "⇥")}”`;
 }
 
+// Write a token's text. Before each line break stands an empty element that CSS shows as a sign,
+// so that a marked break can be seen; it adds nothing to the text.
+function spell(token, piece) {
+  piece.split(/(?=\n)/).forEach((part) => {
+    if (part.startsWith("\n")) token.append(make("i", "break"));
+    token.append(part);
+  });
+}
+
 function percent(probability) {
   return probability === null ? "unknown probability" : `probability ${probability.toFixed(2)}`;
 }
@@ -149,7 +158,8 @@ class Lane {
       last = this.calls[this.painted];
       this.painted += 1;
       last.tokens.forEach(([piece, origin], slot) => {
-        const token = make("span", `tok ${origin}${piece.includes("\n") ? " nl" : ""}`, piece);
+        const token = make("span", `tok ${origin}`);
+        spell(token, piece);
         token.dataset.call = last.n;
         token.dataset.slot = slot;
         fresh.append(token);

@@ -29,14 +29,15 @@ SHOTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=str(ROOT / "assets" / "checkpoints" / "python-mini"))
+    parser.add_argument("--model", help="the bundled checkpoint by default")
     parser.add_argument("--out", type=Path, default=ROOT / "assets" / "screenshots")
     parser.add_argument("--all", action="store_true")
     options = parser.parse_args()
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
     options.out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "app.py", "--model", options.model, "--port", str(port)]
+    command = [sys.executable, "app.py", "--port", str(port)]
+    command += ["--model", options.model] if options.model else []
     server = subprocess.Popen(command, cwd=ROOT)
     try:
         while not answers(url):

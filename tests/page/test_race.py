@@ -182,6 +182,18 @@ def test_stop_before_any_race_does_no_harm(app: Page) -> None:
     expect(app.locator("#badge")).to_have_text("outputs identical")
 
 
+def test_a_closed_tab_frees_the_device(app: Page, page: Page, server: Server) -> None:
+    other = page.context.new_page()
+    other.goto(server.url)
+    set_number(other, "budget", 512)
+    other.click("#race")
+    other.wait_for_function("document.querySelectorAll('#text-vanilla .tok').length > 8")
+    other.close()
+    set_number(app, "budget", 16)
+    race(app)
+    expect(app.locator("#badge")).to_have_text("outputs identical")
+
+
 # ---------------------------------------------------------------- hostile text
 
 
@@ -198,6 +210,7 @@ def test_hostile_model_output_is_text_and_nothing_else(app: Page) -> None:
     shown = text(app, "space")
     for piece in HOSTILE:
         assert piece in shown
+    assert app.locator("#text-space .tok .break").count() > 0, "marked line breaks are shown"
     assert app.locator("#arena img, #arena script, #arena b").count() == 0
     for token in app.locator("#text-space .tok").all()[:24]:
         token.dispatch_event("pointerover")
