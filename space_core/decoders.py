@@ -54,7 +54,8 @@ def space(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) -> I
     """
     run = _Run(model, prompt_ids, settings, stream=1)
     layout = Layout.first(len(prompt_ids), settings.k)
-    last, drafts, probs = list(prompt_ids), [], ()
+    last, drafts = list(prompt_ids), list[int]()
+    probs: tuple[float, ...] = ()
     while True:
         start = model.clock()
         committed = run.cache.length + len(last)
@@ -104,14 +105,11 @@ class _Run:
         wide = logits.float() if logits.device.type == "mps" else logits.double()
         # These warpers look at each row alone; transformers' signature wants the text so far.
         no_text: Any = None
-        return self.warpers(no_text, wide).softmax(-1)
+        probabilities: Tensor = self.warpers(no_text, wide).softmax(-1)
+        return probabilities
 
     def uniforms(self, count: int) -> Tensor:
-        return torch.rand(count, generator=self.random, dtype=torch.float64).to(self.random_device)
-
-    @property
-    def random_device(self) -> torch.device:
-        return self.model.device
+        return torch.rand(count, generator=self.random, dtype=torch.float64).to(self.model.device)
 
     def choose(self, logits: Tensor) -> int:
         """The model's own token after one row. [1, V]"""

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from space_core.adapter import GatedAdapter
 from space_core.cache import BlockCache, additive
@@ -70,7 +70,7 @@ class SpaceModel:
         self.name = name
         self.context = context_window(lm.config)
         self.eos_ids = frozenset(_eos_ids(lm) if eos_ids is None else eos_ids)
-        self._embed: nn.Module = lm.get_input_embeddings()
+        self._embed: Any = lm.get_input_embeddings()
         self._lock = threading.Lock()
         self._attention_masks: dict[tuple[Layout, int], Tensor] = {}
         if self.masks.adapter is not None:
@@ -78,11 +78,13 @@ class SpaceModel:
 
     @property
     def device(self) -> torch.device:
-        return self._embed.weight.device  # type: ignore[return-value]
+        device: torch.device = self._embed.weight.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._embed.weight.dtype  # type: ignore[return-value]
+        dtype: torch.dtype = self._embed.weight.dtype
+        return dtype
 
     @property
     def k(self) -> int:
@@ -139,7 +141,8 @@ class SpaceModel:
         embeddings = self.masks.embeddings
         if embeddings is None:
             masks = torch.full((layout.n_masks,), self.masks.token_id or 0, device=self.device)
-            return self._embed(torch.cat([ids, masks]))[None]
+            rows: Tensor = self._embed(torch.cat([ids, masks]))[None]
+            return rows
         slots = layout.slots().clamp_(max=len(embeddings) - 1)  # slots beyond the trained ones
         return torch.cat([self._embed(ids), embeddings[slots]])[None]
 
@@ -195,7 +198,7 @@ class SpaceModel:
                 f"the prompt has {len(prompt_ids)} tokens, but the model's context holds "
                 f"{self.context}: shorten the prompt"
             )
-        size = self._embed.weight.shape[0]  # type: ignore[union-attr]
+        size = self._embed.weight.shape[0]
         if not all(0 <= token < size for token in prompt_ids):
             raise PromptError(f"the prompt holds an id outside the vocabulary of {size}")
 
@@ -257,31 +260,27 @@ def probe(model: SpaceModel) -> None:
             f"{kind} keeps a recurrent state that cannot be rolled back when a draft is rejected: "
             "SPACE needs full attention"
         )
-    size = int(model._embed.weight.shape[0])  # type: ignore[union-attr]
+    size = int(model._embed.weight.shape[0])
     ids = [(7 * i + 3) % size for i in range(6)]
     try:
-        cache = BlockCache()
-        plain = model.forward(Layout.plain(6), ids, cache)
-        whole = model.forward(Layout(6), ids, BlockCache())  # the same, for its own noise
+        five = model.forward(Layout.plain(5), ids[:5], BlockCache())[-1]
+        six = model.forward(Layout.plain(6), ids, BlockCache())[-1]
         cache = BlockCache()
         model.forward(Layout.first(4, 2), ids[:4], cache)
         cache.commit(4)
-        wrong = [ids[4], (ids[5] + 1) % size]
-        first = model.forward(Layout.steady((2, 1)), [ids[4], wrong[1]], cache)
+        wrong_draft = (ids[5] + 1) % size
+        with_masks = model.forward(Layout.steady((2, 1)), [ids[4], wrong_draft], cache)[0]
         cache.commit(5)
-        second = model.forward(Layout.steady((2,)), ids[5:], cache)
-        third_cache = BlockCache()
-        model.forward(Layout.plain(4), ids[:4], third_cache)
-        alone = model.forward(Layout.plain(1), ids[4:5], third_cache)
+        rolled_back = model.forward(Layout.steady((2,)), ids[5:], cache)[0]
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError) as error:
         text = str(error).strip().splitlines()
         raise UnsupportedModelError(
             f"{kind} does not take explicit masks, positions and a cache that can be rolled back "
             f"({text[0][:160] if text else type(error).__name__})"
         ) from None
-    spread = float(plain[-1].float().nan_to_num(neginf=0).abs().max()) + 1e-6
+    spread = float(six.float().nan_to_num(neginf=0).abs().max()) + 1e-6
     tolerance = spread * max(2e3 * torch.finfo(model.dtype).eps, 1e-9)
-    for left, right in ((plain, whole), (first[0], alone[0]), (second[0], plain[-1])):
+    for left, right in ((with_masks, five), (rolled_back, six)):
         difference = (left.float() - right.float()).nan_to_num().abs().max()
         if not float(difference) <= tolerance:
             raise UnsupportedModelError(

@@ -267,7 +267,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _seconds(row: dict[str, Any], name: str) -> float:
-    value = row.get(name)
+    value: Any = row.get(name)
     if not _is_finite(value) or value < 0:
         raise TraceError(f"trace: {name} must be a number of seconds")
     return float(value)

@@ -56,14 +56,13 @@ def verify_sampled(p: Tensor, q: Tensor, drafts: Sequence[int], uniforms: Tensor
     """
     d = len(drafts)
     if not d:
-        return Verdict(0, draw(p[0], uniforms[0]))
+        return Verdict(0, draw(p[:1], uniforms)[0])
     tokens = torch.as_tensor(drafts, device=p.device)[:, None]
     # u < p/q without the division, so that q = p accepts and p = 0 rejects at every u.
     stands = uniforms[:d].to(p) * q.gather(1, tokens)[:, 0] < p[:d].gather(1, tokens)[:, 0]
     accepted = int(stands.to(torch.int64).cumprod(0).sum())
-    if accepted == d:
-        return Verdict(d, draw(p[d], uniforms[d]))
-    return Verdict(accepted, draw(residual(p[accepted], q[accepted]), uniforms[d]))
+    weights = p[d] if accepted == d else residual(p[accepted], q[accepted])
+    return Verdict(accepted, draw(weights[None], uniforms[d:])[0])
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
@@ -76,20 +75,20 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
     return rest if bool((rest > 0).any()) else p
 
 
-def draw(weights: Tensor, uniforms: Tensor) -> int | list[int]:
+def draw(weights: Tensor, uniforms: Tensor) -> list[int]:
     """Draw from each row of non-negative weights by inverting its cumulative sum.
 
     Args:
-        weights: float [V] or [n, V], rows need not sum to 1; a token of weight 0 is never drawn.
-        uniforms: float64 [] or [n] in [0, 1).
+        weights: float [n, V], rows need not sum to 1; a token of weight 0 is never drawn.
+        uniforms: float64 [n] in [0, 1).
 
     Returns:
-        One id for [V], n ids for [n, V].
+        n ids.
     """
     cumulative = weights.cumsum(-1)
     total = cumulative[..., -1:]
     # A point may round up to the total itself, behind the last token: keep it strictly below.
     point = torch.minimum(uniforms[..., None].to(weights) * total, total.nextafter(total.new_zeros(())))
     # right=True finds the first token whose cumulative sum lies above the point: its weight is > 0.
-    found: int | list[int] = torch.searchsorted(cumulative, point, right=True)[..., 0].tolist()
+    found: list[int] = torch.searchsorted(cumulative, point, right=True)[..., 0].tolist()
     return found

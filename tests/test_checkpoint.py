@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from conftest import output, tiny_lm, trained_like_masks
 from safetensors.torch import load_file, save_file
+from tiny import output, tiny_lm, trained_like_masks
 from transformers import AutoModelForCausalLM
 
 import space_core

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import output, tiny_lm
+from tiny import output, tiny_lm
 
 import space_core
 from finetune.evaluate import parses

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, VOCABULARY, oracle, output, tiny_lm, trained_like_masks
+from tiny import ARCHITECTURES, VOCABULARY, oracle, output, tiny_lm, trained_like_masks
 
 import space_core
 from space_core import Settings

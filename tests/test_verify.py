@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import tiny_lm, trained_like_masks
+from tiny import tiny_lm, trained_like_masks
 
 import space_core
 from space_core import Settings
@@ -22,16 +22,12 @@ def test_greedy_accepts_up_to_the_first_wrong_draft():
 
 
 def test_draw_inverts_the_cumulative_sum_and_never_takes_a_zero():
-    weights = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0], dtype=torch.float64)
-    assert [draw(weights, torch.tensor(u, dtype=torch.float64)) for u in (0.0, 0.2499, 0.25, 0.999)] == [
-        1,
-        1,
-        3,
-        3,
-    ]
-    almost_one = torch.tensor(1 - 2**-53, dtype=torch.float64)
+    weights = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
+    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.999], dtype=torch.float64)
+    assert draw(weights.repeat(4, 1), uniforms) == [1, 1, 3, 3]
+    almost_one = torch.tensor([1 - 2**-53], dtype=torch.float64)
     for scale in (1e-300, 1e-9, 1 / 3, 1e9):
-        assert draw(weights * scale, almost_one) == 3
+        assert draw(weights * scale, almost_one) == [3]
 
 
 def distribution_of_next(p, q, rule):

@@ -182,6 +182,18 @@ def test_stop_before_any_race_does_no_harm(app: Page) -> None:
     expect(app.locator("#badge")).to_have_text("outputs identical")
 
 
+def test_a_race_ends_at_its_deadline(tiny_model: Path, one_thread: None) -> None:
+    from app import Handlers, Loader
+
+    loader = Loader(str(tiny_model), "cpu", "float32")
+    loader.start()
+    assert loader.done.wait(60)
+    told = list(Handlers(loader, deadline=0.05).race("def f():", 5, 512, 0, 1, 0, "auto"))
+    last = json.loads(told[-1][0])
+    assert last["state"] == "deadline"
+    assert last["verdict"]["sentence"].startswith("Stopped at the deadline, SPACE at ")
+
+
 def test_a_closed_tab_frees_the_device(app: Page, page: Page, server: Server) -> None:
     other = page.context.new_page()
     other.goto(server.url)
