@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from space_core.decoders import space, vanilla
+from space_core.errors import PromptError
 from space_core.metrics import acceptance_by_position, is_loop, tokens_per_call
 from space_core.model import SpaceModel
 from space_core.settings import Settings
@@ -55,6 +58,32 @@ def evaluate(
         )
         result["identical_to_vanilla"] = same
     return result
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The "prompt" of each line of a JSON lines file, HumanEval's form.
+
+    Raises:
+        PromptError: naming the file and the line that is wrong.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"cannot read {path}: {error}") from None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            prompt = json.loads(line)["prompt"]
+        except (ValueError, KeyError, TypeError):
+            prompt = None
+        if not isinstance(prompt, str) or not prompt:
+            raise PromptError(f'{path}, line {number}: needs an object with a "prompt"')
+        prompts.append(prompt)
+    if not prompts:
+        raise PromptError(f"{path} holds no prompts")
+    return prompts
 
 
 def parses(prompt: str, completion: str) -> bool:

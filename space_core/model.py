@@ -185,7 +185,7 @@ class SpaceModel:
         """
         if self.tokenizer is None:
             raise PromptError("this model has no tokenizer: give it token ids")
-        ids = [int(i) for i in self.tokenizer(text, split_special_tokens=True)["input_ids"]]
+        ids = [int(i) for i in self.tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]]
         self.check_prompt(ids)
         return ids
 

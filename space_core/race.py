@@ -7,12 +7,12 @@ whose own clock is behind moves next. What a viewer sees is then true to each la
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 
 from space_core.trace import Step
 
 
-def race(lanes: Mapping[str, Iterator[Step]]) -> Iterator[tuple[str, Step, float]]:
+def race(lanes: Mapping[str, Iterator[Step]]) -> Generator[tuple[str, Step, float], None, None]:
     """Interleave decoders until all have stopped.
 
     Args:

@@ -15,12 +15,13 @@ import torch
 from tiny import output, tiny_lm
 
 import space_core
-from finetune.evaluate import parses
+from finetune.evaluate import parses, read_prompts
 from finetune.masks import train_masks
 from finetune.optimizer import orthogonalise, schedule
 from finetune.recipe import FOLDER, MaskTraining, RecipeError, load_recipe
 from finetune.state import load_state, save_state
 from space_core import Settings
+from space_core.errors import PromptError
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,6 +57,14 @@ def test_a_state_is_whole_or_not_there(tmp_path):
     save_state(tmp_path / "x.pt", {"a": torch.ones(2), "step": 3})
     assert load_state(tmp_path / "x.pt")["step"] == 3
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"text": "x"}', '{"prompt": 5}', '{"prompt": "x"}\n5'])
+def test_wrong_prompt_files_name_file_and_line(tmp_path, text):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text)
+    with pytest.raises(PromptError, match=r"prompts.jsonl"):
+        read_prompts(path)
 
 
 def test_parses_wants_a_whole_statement_of_the_completion():
