@@ -98,8 +98,9 @@ class GatedAdapter(nn.Module):
             "fan_in_fan_out": False,
             "inference_mode": True,
             "target_modules": list(self.targets),
-            # Activated LoRA updates the last rows only, as told by `alora_offsets` at each call.
-            "alora_invocation_tokens": [],
+            # PEFT's Activated LoRA: the update acts on the last rows only, as many as each call's
+            # `alora_offsets` say. PEFT asks for some token here to switch that on; none is searched for.
+            "alora_invocation_tokens": [0],
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 

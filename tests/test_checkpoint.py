@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import space_core
 from space_core import Settings
 from space_core.adapter import GatedAdapter
-from space_core.cache import BlockCache
+from space_core.cache import BlockCache, additive
 from space_core.errors import CheckpointError
 from space_core.layout import Layout
 from space_core.model import SpaceModel
@@ -79,6 +79,25 @@ def test_the_adapter_leaves_real_rows_bit_equal_and_moves_mask_rows(dtype):
     bare.masks.adapter.attach()
     assert torch.equal(with_adapter[:4], without[:4])
     assert (with_adapter[4:] - without[4:]).abs().max() > 1e-3
+
+
+def test_peft_opens_the_adapter_and_computes_the_same(folder):
+    """PEFT's Activated LoRA, told that the last rows are the masks, is our gated adapter."""
+    peft = pytest.importorskip("peft")
+    layout = Layout.first(5, 3)
+    ours = gated_model().forward(layout, PROMPT, BlockCache())
+    embeddings = gated_model().row_embeddings(layout, PROMPT)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(base, folder / "space").eval()
+    rows = {
+        "attention_mask": additive(layout.sees(), torch.float32)[None, None],
+        "position_ids": layout.offsets()[None],
+    }
+    with torch.inference_mode():
+        logits = theirs(inputs_embeds=embeddings, alora_offsets=[3], **rows).logits[0, -4:]
+        elsewhere = theirs(inputs_embeds=embeddings, alora_offsets=[4], **rows).logits[0, -4:]
+    assert (logits - ours).abs().max() < 1e-4
+    assert (elsewhere - ours).abs().max() > 1e-2
 
 
 def test_a_folder_without_masks_opens_untrained(tmp_path):
