@@ -249,8 +249,7 @@ class Handlers:
             "space": space_core.space(model, prompt_ids, settings),
         }
         painted = 0.0
-        race_of_lanes: Any = space_core.race(lanes)  # a generator, whatever its annotation says
-        with closing(race_of_lanes) as steps:
+        with closing(space_core.race(lanes)) as steps:
             for lane, step, _ in steps:
                 race.add(lane, step)
                 now = time.monotonic()
@@ -343,7 +342,7 @@ def settings_region() -> dict[str, gr.components.Component]:
     with gr.Accordion("More settings", open=False, elem_id="more"), gr.Row(elem_classes="knobs"):
         top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=120, elem_id="top-p")
         plan = gr.Radio(
-            [("planned rows", str(Plan.AUTO)), ("full (k+1)² grid", str(Plan.GRID))],
+            [("automatic (for now: the full grid)", str(Plan.AUTO)), ("full (k+1)² grid", str(Plan.GRID))],
             value=str(Plan.AUTO),
             label="Rows of a call",
             min_width=120,

@@ -1,8 +1,8 @@
 """One command from nothing to a checkpoint: corpus → tokenizer → base → own outputs → masks.
 
 Every stage leaves its result in the run's folder and is skipped or resumed when it stands there,
-so a build that was killed goes on where it was. The base's state at the end of pretraining is
-rounded to nothing: what was trained is what is saved.
+so a build that was killed goes on where it was. Weights are saved in float32,
+as they were trained.
 """
 
 from __future__ import annotations

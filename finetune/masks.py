@@ -1,6 +1,7 @@
 """Training the masks: the paper's SAR-SFT, and gated dense groups.
 
-Both take their rows from `space_core.layout`, so a mask sees in training what it sees in decoding.
+A mask sees in training what it sees in decoding: `gated` takes its rows from `space_core.layout`,
+and the one group of `paper` stands at the end of its sample, where the causal mask is that rule.
 
 * `paper` (arXiv 2402.11809, §3.1): all weights, one [M] in the vocabulary. A sample keeps the plain
   loss with probability p_ar; otherwise its answer is cut at a random token and k masks stand in.
@@ -30,6 +31,7 @@ from finetune.state import Log, load_state, save_state
 from space_core.adapter import GatedAdapter
 from space_core.cache import additive
 from space_core.layout import Layout
+from space_core.metrics import tokens_per_call
 from space_core.model import Masks, SpaceModel
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -83,8 +85,7 @@ def train_masks(
         with torch.no_grad():
             traces = decode_prompts(method.model(tokenizer), prompts, plan.k, plan.evaluate_tokens)
         method.restore()
-        calls = sum(trace.calls for trace in traces)
-        rate = sum(len(trace.output_ids) for trace in traces) / calls
+        rate = tokens_per_call(traces)
         log.write(step, tokens_per_call=round(rate, 4), seconds=round(seconds, 1), mask_targets=targets)
         bar.set_postfix(tokens_per_call=f"{rate:.2f}")
 
@@ -133,6 +134,8 @@ class _Gated:
         """Mean cross-entropy of the masks of dense groups. sequences: [batch, length]."""
         lm, plan, trained = self.lm, self.plan, self.trained
         batch, length = sequences.shape
+        device = trained.embeddings.device
+        sequences = sequences.to(device)
         trained.adapter.first_mask = None
         with torch.no_grad():
             real = lm(sequences, past_key_values=DynamicCache(), use_cache=True)
@@ -141,9 +144,9 @@ class _Gated:
         places = torch.randperm(span, generator=random)[: plan.groups].sort().values + prompt - 1
         anchors = tuple(places.tolist())
         layout = Layout(length, 0, anchors, (plan.k,) * len(anchors))
-        offsets, slots = layout.offsets()[length:], layout.slots()
+        offsets, slots = layout.offsets()[length:].to(device), layout.slots().to(device)
         embeddings = trained.embeddings[slots].expand(batch, -1, -1)
-        sees = layout.sees()[length:]
+        sees = layout.sees()[length:].to(device)
         trained.adapter.first_mask = 0  # all rows of this second half are masks
         hidden = lm(
             inputs_embeds=embeddings,
@@ -183,6 +186,7 @@ class _Paper:
         """SAR-SFT of one batch; the cut is drawn per sample. sequences: [batch, length]."""
         k, losses, counted = self.plan.k, [], 0
         plain = torch.rand(len(sequences), generator=random) < self.plan.p_ar
+        sequences = sequences.to(next(self.lm.parameters()).device)
         if bool(plain.any()):
             rows = sequences[plain]
             logits = self.lm(rows[:, :-1], use_cache=False).logits[:, prompt - 1 :]
@@ -191,7 +195,7 @@ class _Paper:
             )
         for row in sequences[~plain]:
             cut = int(torch.randint(prompt, len(row) - k, (), generator=random))
-            ids = torch.cat([row[:cut], torch.full((k,), self.token_id)])
+            ids = torch.cat([row[:cut], row.new_full((k,), self.token_id)])
             logits = self.lm(ids[None], use_cache=False).logits[0, prompt - 1 :]
             losses.append(nn.functional.cross_entropy(logits, row[prompt : cut + k + 1]))
             counted += k

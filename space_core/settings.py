@@ -20,7 +20,7 @@ class Plan(StrEnum):
     """Which rows a steady-state call has."""
 
     AUTO = "auto"
-    """Only the drafts and mask groups that are worth their rows (`planner.py`)."""
+    """Only the drafts and mask groups that are worth their rows. Until there is a planner, all of them."""
     GRID = "grid"
     """The paper's full grid of (k+1)² rows."""
 
