@@ -20,17 +20,21 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from finetune.card import model_card
+from finetune.card import completions, model_card
 from finetune.corpus import Document, collect, split
 from finetune.distill import distill
 from finetune.evaluate import evaluate
 from finetune.masks import train_masks
-from finetune.pack import Tokens, pack, prompt_windows, read_meta
+from finetune.pack import pack, prompt_windows, read_meta
 from finetune.pretrain import heldout_batches, heldout_loss, pretrain
 from finetune.recipe import Recipe
 from finetune.state import load_state, save_state
 from finetune.tokenizer import train_tokenizer
 from space_core.checkpoint import MANIFEST, save
+
+HELDOUT = "heldout"
+COMPLETIONS = 10
+"""Completions that the model card quotes: of the first prompts, whatever they are."""
 
 
 def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu") -> Path:
@@ -51,10 +55,11 @@ def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu"
     bits = loss / 0.6931471805599453 * heldout["tokens"] / heldout["text_bytes"]
 
     prompts = _prompts(recipe, run, corpus, tokenizer)
+    watch = prompts.pop(HELDOUT).tolist()
     batches = distill(lm, {int(n): ids for n, ids in prompts.items()}, recipe.distill, run, recipe.seed)
-    watch = _watched(recipe, run)
     model = train_masks(lm, tokenizer, batches, watch, recipe.masks, run, recipe.seed)
 
+    model.name = recipe.name
     texts = [tokenizer.decode(ids) for ids in watch]
     figures = evaluate(model, texts, recipe.masks.k, recipe.masks.evaluate_tokens)
     about = {
@@ -77,10 +82,10 @@ def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu"
     }
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    model.name = recipe.name
     save(part, model, about=about)
     shutil.copy(run / "log.jsonl", part / "training_log.jsonl")
-    (part / "README.md").write_text(model_card(json.loads((part / MANIFEST).read_text())), encoding="utf-8")
+    card = model_card(json.loads((part / MANIFEST).read_text()), completions(model, watch[:COMPLETIONS]))
+    (part / "README.md").write_text(card, encoding="utf-8")
     old = out.with_name(out.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -120,22 +125,18 @@ def _tokenizer(recipe: Recipe, run: Path, corpus: _Corpus) -> PreTrainedTokenize
 
 
 def _prompts(recipe: Recipe, run: Path, corpus: _Corpus, tokenizer: Any) -> dict[str, Any]:
+    """Prompts to distil by their length; under HELDOUT those on which the build is watched."""
     path = run / "prompts.pt"
     state = load_state(path)
     if state is None:
-        plan = recipe.distill
+        plan, masks = recipe.distill, recipe.masks
+        train, heldout = split(corpus.documents())
         share = plan.prompts // len(plan.prompt_lengths)
         state = {
-            str(length): prompt_windows(corpus.documents(), tokenizer, length, share, recipe.seed + i)
+            str(length): prompt_windows(train, tokenizer, length, share, recipe.seed + i)
             for i, length in enumerate(plan.prompt_lengths)
         }
+        length = plan.prompt_lengths[len(plan.prompt_lengths) // 2]
+        state[HELDOUT] = prompt_windows(heldout, tokenizer, length, masks.evaluate_prompts, recipe.seed)
         save_state(path, state)
     return state
-
-
-def _watched(recipe: Recipe, run: Path) -> list[list[int]]:
-    """Held-out windows on which tokens per call are watched during training."""
-    length = recipe.distill.prompt_lengths[0]
-    tokens = Tokens(run / "tokens" / "heldout.bin")
-    count = min(recipe.masks.evaluate_prompts, tokens.windows(length))
-    return [row[:length].tolist() for row in tokens.batch(0, count, length, seed=1)]

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
+from space_core.decoders import vanilla
+from space_core.model import SpaceModel
+from space_core.settings import Settings
 
-def model_card(manifest: dict[str, Any], completions: str = "") -> str:
+SHOWN_LINES = 8
+"""Lines of a prompt that are quoted, the last ones."""
+
+
+def model_card(manifest: dict[str, Any], completed: str = "") -> str:
     """Markdown with front matter: what it is, data and licences, figures, limits."""
     figures = manifest["evaluation"]
     watched = figures["heldout_prompts"]
@@ -46,7 +55,7 @@ with torch {manifest["made"]["torch"]} and transformers {manifest["made"]["trans
 
 A demonstration of decoding, not a programming assistant: it writes text that looks like Python and
 rarely does what a docstring asks. It repeats itself when decoded greedily. It knows no dialogue.
-{completions}
+{completed}
 ## Training data and licences
 
 Source code of these releases (files after deduplication and filters), under their own licences; the
@@ -56,3 +65,29 @@ weights are Apache-2.0.
 |---|---|---|---|
 {rows}
 """
+
+
+def completions(model: SpaceModel, prompts: Sequence[Sequence[int]], tokens: int = 96) -> str:
+    """What the model writes behind each prompt, as a section of the card: greedy, and sampled."""
+    parts = [
+        "",
+        f"## {len(prompts)} completions",
+        "",
+        f"Prompts from held-out files, the first {len(prompts)} as they come; the last lines of each, then "
+        f"`# --- greedy` and `# --- temperature 0.7, top-p 0.95`, {tokens} tokens each.",
+        "",
+    ]
+    for prompt in prompts:
+        texts = ["\n".join(model.decode(prompt).split("\n")[-SHOWN_LINES - 1 :])]
+        for title, options in (
+            ("greedy", {}),
+            ("temperature 0.7, top-p 0.95", {"temperature": 0.7, "top_p": 0.95}),
+        ):
+            settings = Settings(max_new_tokens=tokens, **options)
+            written = [token for step in vanilla(model, prompt, settings) for token in step.emitted]
+            texts += [f"# --- {title}\n", model.decode(written).rstrip("\n") + "\n"]
+        # A fence longer than any run of backticks within.
+        text = "".join(texts)
+        fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+        parts += [f"{fence}python", text.rstrip("\n"), fence, ""]
+    return "\n".join(parts)

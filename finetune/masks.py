@@ -9,7 +9,9 @@ and the one group of `paper` stands at the end of its sample, where the causal m
   A text stays whole and many groups stand behind it, each behind a random token ("dense groups",
   as in BiTA and PARD), drawn anew at every step. The real rows need no gradient at all: they are
   computed once, and the masks look at their keys and values. Targets are what the base itself
-  would write: its own continuation, or its argmax behind sampled text.
+  would write: its own continuation, or its argmax behind sampled text; a share of the loss may take
+  the base's whole distribution there (its logits are at hand anyway). What stands behind a wrong mask
+  could not be accepted, so it may count less ("accept until fail", arXiv 2607.01893).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from transformers import DynamicCache
 
 from finetune.evaluate import decode_prompts
 from finetune.optimizer import Optimizers, schedule
+from finetune.precision import autocast, bfloat16_is_faster
 from finetune.recipe import MaskTraining
 from finetune.state import Log, load_state, save_state
 from space_core.adapter import GatedAdapter
@@ -71,9 +74,11 @@ def train_masks(
     """
     gated = plan.method == "gated"
     method = _Gated(model_lm, plan, seed) if gated else _Paper(model_lm, plan)
-    optimizers = Optimizers(method.trained, plan.muon_lr, plan.lr)
+    device = next(model_lm.parameters()).device
     path, step, seconds, targets = out / f"masks-{plan.method}.pt", 0, 0.0, 0
     state = load_state(path)
+    half = bfloat16_is_faster(device) if state is None else state["half"]
+    optimizers = Optimizers(method.trained, plan.muon_lr, plan.lr, half)
     if state is not None:
         method.trained.load_state_dict(state["trained"])
         optimizers.load_state_dict(state["optimizers"])
@@ -96,7 +101,8 @@ def train_masks(
         random = torch.Generator().manual_seed(seed * 1_000_003 + step)
         length, sequences = batches[int(torch.randint(len(batches), (), generator=random))]
         chosen = sequences[torch.randperm(len(sequences), generator=random)[: plan.batch]]
-        loss, counted = method.loss(chosen, length, random)
+        with autocast(device, half):
+            loss, counted = method.loss(chosen, length, random)
         loss.backward()
         optimizers.step(schedule(step, plan.steps, plan.warmup, plan.decay or plan.steps))
         value = float(loss.detach())
@@ -116,6 +122,7 @@ def train_masks(
                     "trained": method.trained.state_dict(),
                     "optimizers": optimizers.state_dict(),
                     "step": step,
+                    "half": half,
                     "seconds": seconds,
                     "targets": targets,
                 },
@@ -128,7 +135,6 @@ class _Gated:
     def __init__(self, lm: Any, plan: MaskTraining, seed: int) -> None:
         self.lm, self.plan = lm.eval().requires_grad_(False), plan
         self.trained = GatedMasks(lm, plan.k, plan.rank, seed)
-        self.trained.adapter.attach()
 
     def loss(self, sequences: Tensor, prompt: int, random: torch.Generator) -> tuple[Tensor, int]:
         """Mean cross-entropy of the masks of dense groups. sequences: [batch, length]."""
@@ -136,7 +142,6 @@ class _Gated:
         batch, length = sequences.shape
         device = trained.embeddings.device
         sequences = sequences.to(device)
-        trained.adapter.first_mask = None
         with torch.no_grad():
             real = lm(sequences, past_key_values=DynamicCache(), use_cache=True)
         # Anchors from the last prompt token on, one set for the batch, so that it shares a mask.
@@ -147,32 +152,41 @@ class _Gated:
         offsets, slots = layout.offsets()[length:].to(device), layout.slots().to(device)
         embeddings = trained.embeddings[slots].expand(batch, -1, -1)
         sees = layout.sees()[length:].to(device)
-        trained.adapter.first_mask = 0  # all rows of this second half are masks
-        hidden = lm(
-            inputs_embeds=embeddings,
-            attention_mask=additive(sees, embeddings.dtype)[None, None],
-            position_ids=offsets[None].expand(batch, -1),
-            past_key_values=real.past_key_values,
-            use_cache=True,
-        ).logits
-        trained.adapter.first_mask = None
+        with trained.adapter.on(0):  # all rows of this second half are masks
+            logits = lm(
+                inputs_embeds=embeddings,
+                attention_mask=additive(sees, embeddings.dtype)[None, None],
+                position_ids=offsets[None].expand(batch, -1),
+                past_key_values=real.past_key_values,
+                use_cache=True,
+            ).logits.float()
         # The mask at position t predicts the token behind it; behind the text there is no target.
         known = offsets + 1 < length
+        places = offsets.clamp(max=length - 2)
         # What the base itself puts there: equal to the text where the text is its greedy output.
-        choices = real.logits.argmax(-1)
-        wanted = choices[:, offsets.clamp(max=length - 2)].masked_fill(~known, -100)
         # Behind a sampled token that is not the base's choice, only the text itself can follow.
-        text = sequences[:, (offsets + 1).clamp(max=length - 1)].masked_fill(~known, -100)
-        wanted = torch.where(slots == 0, wanted, text)
-        loss = nn.functional.cross_entropy(hidden.flatten(0, 1), wanted.flatten())
-        return loss, int((wanted >= 0).sum())
+        text = sequences[:, places + 1]
+        wanted = torch.where(slots == 0, real.logits[:, places].argmax(-1), text)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+        loss = loss.view(batch, -1)
+        if plan.soft:
+            own = real.logits[:, places].float().softmax(-1)
+            # log-softmax of the masks, without a second copy of it: -Σ p log q = lse(q) - Σ p q.
+            against = logits.logsumexp(-1) - (own * logits).sum(-1)
+            loss = (1 - plan.soft) * loss + plan.soft * against
+        weights = known.float().expand(batch, -1)
+        if plan.until_fail < 1:
+            right = (logits.detach().argmax(-1) == wanted).view(batch, -1, plan.k).float()
+            alive = torch.cat([torch.ones_like(right[..., :1]), right.cumprod(-1)[..., :-1]], -1)
+            weights = weights * (plan.until_fail + (1 - plan.until_fail) * alive.flatten(1))
+        return (loss * weights).sum() / weights.sum(), int(known.sum()) * batch
 
     def model(self, tokenizer: Any) -> SpaceModel:
         masks = Masks(self.plan.k, "gated", None, self.trained.embeddings.detach(), self.trained.adapter)
         return SpaceModel(self.lm, tokenizer, masks)
 
     def restore(self) -> None:
-        self.trained.adapter.first_mask = None
+        pass
 
 
 class _Paper:

@@ -191,14 +191,13 @@ def prompt_windows(
     Each ends where a person would let the model go on: 70 % right behind a function's signature
     and docstring, the rest behind some line's end. What stands before it in the file is cut from
     the left, wherever that falls; places with fewer than `length` tokens before them are passed
-    over. Held-out documents give no prompts, and no place gives two.
+    over. No place gives two. Give one side of `split` only: what is trained on, or what is held out.
 
     Raises:
         ValueError: the documents have fewer than `count` such places.
     """
-    train, _ = split(documents)
     prompts: list[list[int]] = []
-    places = _places(train, np.random.default_rng(seed))
+    places = _places(documents, np.random.default_rng(seed))
     while len(prompts) < count:
         # No token is longer than its text; what is too much is cut, what is too little, skipped.
         texts = [text for _, text in zip(range(1024), places, strict=False)]

@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune.optimizer import Optimizers, schedule
 from finetune.pack import Tokens
+from finetune.precision import autocast, bfloat16_is_faster
 from finetune.recipe import Base, Recipe
 from finetune.state import Log, load_state, save_state
 
@@ -59,12 +60,14 @@ def pretrain(
     """
     plan = recipe.pretrain
     model = new_base(recipe.base, meta["vocab_size"], meta["eos_token_id"], recipe.seed).to(device)
-    optimizers = Optimizers(model, plan.muon_lr, plan.adam_lr)
     latest, stable = out / "pretrain.pt", out / "pretrain-stable.pt"
     step, trained, seconds = 0, 0, 0.0
     state = load_state(latest, device)
     if state is not None and state["decaying"] and state["steps"] != plan.steps:
         state = load_state(stable, device)  # prolonged: go on from before the decay
+    # A run keeps the format it began with: a resumed one must not change its numbers.
+    half = bfloat16_is_faster(device) if state is None else state["half"]
+    optimizers = Optimizers(model, plan.muon_lr, plan.adam_lr, half)
     if state is not None:
         model.load_state_dict(state["model"])
         optimizers.load_state_dict(state["optimizers"])
@@ -81,6 +84,7 @@ def pretrain(
                 "optimizers": optimizers.state_dict(),
                 "step": step,
                 "steps": plan.steps,
+                "half": half,
                 "trained": trained,
                 "seconds": seconds,
                 "decaying": step > plan.steps - plan.decay,
@@ -97,7 +101,7 @@ def pretrain(
         if step == plan.steps - plan.decay:
             save(stable)
         batch = source.batch(step, rows, length, recipe.seed).to(device)
-        loss = language_loss(model, batch)
+        loss = language_loss(model, batch, half)
         loss.backward()
         optimizers.step(schedule(step, plan.steps, plan.warmup, plan.decay))
         step, trained = step + 1, trained + rows * length
@@ -118,10 +122,9 @@ def pretrain(
     return model.eval()
 
 
-def language_loss(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
+def language_loss(model: LlamaForCausalLM, batch: Tensor, half: bool = False) -> Tensor:
     """Mean next-token loss of windows [batch, seq_len + 1]."""
-    device_type = batch.device.type
-    with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
+    with autocast(batch.device, half):
         hidden = model.model(input_ids=batch[:, :-1], use_cache=False).last_hidden_state
         logits = model.lm_head(hidden)
     return nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())

@@ -64,7 +64,13 @@ class Distill:
 class MaskTraining:
     """Training of the masks.
 
-    `groups` and `batch` are for the gated method (dense groups), `p_ar` for the paper's.
+    `groups`, `until_fail` and `soft` are for the gated method, `p_ar` for the paper's.
+
+    Attributes:
+        groups: dense groups behind each text.
+        until_fail: weight of a mask behind a wrong one, whose guess could not have stood (1: as any
+            other).
+        soft: share of the loss against the base's own distribution, the rest against its token.
     """
 
     steps: int
@@ -73,6 +79,8 @@ class MaskTraining:
     method: str = "gated"
     rank: int = 32
     groups: int = 24
+    until_fail: float = 1.0
+    soft: float = 0.0
     lr: float = 2e-3
     muon_lr: float | None = None
     p_ar: float = 0.5

@@ -452,7 +452,7 @@ class TestPrompts:
         rest = [text[end:].splitlines()[0] for end in sorted(pack.definition_ends(text))]
         assert rest == ["    return a", "    x = 2", "    # first"]
 
-    def test_prompts_end_at_line_ends_of_training_files(self, trained):
+    def test_prompts_end_at_line_ends(self, trained):
         documents = [document(f"{i}.py", module(i, 8)) for i in range(150)]
         prompts = pack.prompt_windows(documents, trained, 48, 400, seed=3)
         assert prompts.shape == (400, 48) and prompts.dtype == torch.int64
@@ -463,8 +463,8 @@ class TestPrompts:
         assert len(set(texts)) == 400
         definitions = sum(text.endswith('."""\n') for text in texts)
         assert 0.6 < definitions / 400 < 0.9
-        train = "\0".join(d.text for d in corpus.split(documents)[0])
-        assert all(text[8:] in train for text in texts)
+        whole = "\0".join(d.text for d in documents)
+        assert all(text[8:] in whole for text in texts)
 
     def test_too_few_places(self, trained):
         with pytest.raises(ValueError, match="of 1000 prompts"):
