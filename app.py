@@ -112,6 +112,7 @@ class Loader:
             import space_core
 
             model = space_core.load(self.source, device=self.device, dtype=self.dtype)
+            space_core.tune_threads(model)
             settings = Settings(max_new_tokens=8, k=min(model.k, MAX_K))
             for decoder in (space_core.vanilla, space_core.space):
                 for _ in decoder(model, model.encode("def main():\n"), settings):
@@ -342,7 +343,7 @@ def settings_region() -> dict[str, gr.components.Component]:
     with gr.Accordion("More settings", open=False, elem_id="more"), gr.Row(elem_classes="knobs"):
         top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=120, elem_id="top-p")
         plan = gr.Radio(
-            [("automatic (for now: the full grid)", str(Plan.AUTO)), ("full (k+1)² grid", str(Plan.GRID))],
+            [("only rows worth their time", str(Plan.AUTO)), ("the paper’s (k+1)² grid", str(Plan.GRID))],
             value=str(Plan.AUTO),
             label="Rows of a call",
             min_width=120,

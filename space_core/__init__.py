@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from space_core.model import Masks, SpaceModel
     from space_core.race import race
     from space_core.settings import Settings
+    from space_core.threads import tune_threads
     from space_core.trace import Step, Stop, Trace
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "race",
     "save",
     "space",
+    "tune_threads",
     "vanilla",
 ]
 
@@ -47,6 +49,7 @@ _ROOMS = {
     "race": "race",
     "save": "checkpoint",
     "space": "decoders",
+    "tune_threads": "threads",
     "vanilla": "decoders",
 }
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,11 @@ class GatedAdapter(nn.Module):
         self.targets = tuple(sorted(set(targets)))
         self.rank = rank
         self.alpha = float(rank if alpha is None else alpha)
-        self.first_mask: int | None = None
-        """Index of the call's first mask row; None switches the adapter off. Set before a call."""
         self.a = nn.ParameterDict()
         self.b = nn.ParameterDict()
         self._layers: dict[str, nn.Module] = {}
+        self._forwards: dict[nn.Module, tuple[Any, Any]] = {}
+        self._first_mask = 0
         for name, module in lm.named_modules():
             if name.rpartition(".")[2] in self.targets:
                 n_in, n_out = _width(module, name)
@@ -60,6 +61,7 @@ class GatedAdapter(nn.Module):
                 self.a[_key(name)] = nn.Parameter(torch.empty(rank, n_in, **like))
                 self.b[_key(name)] = nn.Parameter(torch.zeros(n_out, rank, **like))
                 nn.init.kaiming_uniform_(self.a[_key(name)], a=math.sqrt(5))
+                self._forwards[module] = self._gated(name, module), module.__dict__.get("forward")
         if not self._layers:
             raise CheckpointError(
                 f"the model has no layers named {', '.join(self.targets)}: the adapter does not fit it"
@@ -69,15 +71,42 @@ class GatedAdapter(nn.Module):
     def scale(self) -> float:
         return self.alpha / self.rank
 
-    def attach(self) -> None:
-        """Put the update in front of the layers' own forward. Their weights stay untouched."""
-        for name, module in self._layers.items():
-            module.forward = _gated(self, module, self.a[_key(name)], self.b[_key(name)])
+    def _gated(self, name: str, layer: nn.Module) -> Any:
+        """The forward of a layer with B·A added to the mask rows of its output. x: [batch, rows, in];
+        some models flatten their one text to [rows, in].
+        """
+        plain, a, b, scale = layer.forward, self.a[_key(name)], self.b[_key(name)], self.scale
 
-    def detach(self) -> None:
-        """Give the layers their own forward back."""
-        for module in self._layers.values():
-            module.__dict__.pop("forward", None)
+        def forward(x: Tensor) -> Tensor:
+            y: Tensor = plain(x)
+            first = self._first_mask
+            if torch.is_grad_enabled():
+                update = nn.functional.linear(nn.functional.linear(x[..., first:, :], a), b)
+                return torch.cat([y[..., :first, :], y[..., first:, :] + scale * update], dim=-2)
+            # Decoding has one text, and neither copies nor launches to spare: two products, in place.
+            for rows, outputs in ((x, y),) if x.ndim == 2 else zip(x, y, strict=True):
+                outputs[first:].addmm_(nn.functional.linear(rows[first:], a), b.t(), alpha=scale)
+            return y
+
+        return forward
+
+    @contextmanager
+    def on(self, first_mask: int) -> Iterator[None]:
+        """Update the rows from `first_mask` on. Outside of the `with`, the layers are the base's own.
+
+        So plain decoding, and whoever else uses the model, runs what transformers made, untouched.
+        """
+        self._first_mask = first_mask
+        for module, (gated, _) in self._forwards.items():
+            module.__dict__["forward"] = gated
+        try:
+            yield
+        finally:
+            for module, (_, own) in self._forwards.items():
+                if own is None:
+                    del module.__dict__["forward"]
+                else:  # a wrapper around the layer that was there before, accelerate's for example
+                    module.__dict__["forward"] = own
 
     def save(self, folder: Path, base: str | None) -> None:
         """Write PEFT's `adapter_config.json` and `adapter_model.safetensors`."""
@@ -140,25 +169,6 @@ class GatedAdapter(nn.Module):
                     raise CheckpointError(f"the adapter is damaged: {name} holds numbers that are not finite")
                 parameter.copy_(tensors[name])
         return adapter
-
-
-def _gated(gate: GatedAdapter, layer: nn.Module, a: Tensor, b: Tensor) -> Any:
-    """The forward of `layer` with B·A added to the mask rows of its output. x: [batch, rows, in]."""
-    plain = type(layer).forward
-    scale = gate.scale
-
-    def forward(x: Tensor) -> Tensor:
-        y: Tensor = plain(layer, x)
-        first = gate.first_mask
-        if first is None:
-            return y
-        update = nn.functional.linear(nn.functional.linear(x[..., first:, :], a), b)
-        if y.requires_grad or update.requires_grad:
-            return torch.cat([y[..., :first, :], y[..., first:, :] + scale * update], dim=-2)
-        y[..., first:, :].add_(update, alpha=scale)
-        return y
-
-    return forward
 
 
 def _width(module: nn.Module, name: str) -> tuple[int, int]:

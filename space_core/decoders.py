@@ -7,6 +7,7 @@ Vanilla and SPACE run through the same call code, so neither has an advantage be
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,11 +20,14 @@ from transformers import (
 )
 
 from space_core.cache import BlockCache
+from space_core.cost import call_cost
 from space_core.layout import Layout
+from space_core.lookup import Lookup
 from space_core.model import SpaceModel
-from space_core.settings import Settings
+from space_core.planner import AutoPlanner, GridPlanner, Planner
+from space_core.settings import Plan, Settings, Verification
 from space_core.trace import Step, Stop
-from space_core.verify import Verdict, draw, verify_greedy, verify_sampled
+from space_core.verify import Verdict, draw, verify_block, verify_greedy, verify_sampled
 
 
 def vanilla(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) -> Iterator[Step]:
@@ -37,8 +41,9 @@ def vanilla(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) ->
     while True:
         start = model.clock()
         layout = Layout.plain(len(fed))
-        logits = model.forward(layout, fed, run.cache)
-        fed, stop = run.emit([run.choose(logits)])
+        judged = model.call(layout, fed, run.cache)
+        own = int(run.verify(judged.real, Drafts()).own)
+        fed, stop = run.emit([own])
         yield Step(tuple(fed), 0, (), layout.rows, model.clock() - start, stop=stop)
         if stop:
             return
@@ -53,34 +58,91 @@ def space(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) -> I
         PromptError: for a prompt that is empty or fills the context.
     """
     run = _Run(model, prompt_ids, settings, stream=1)
-    layout = Layout.first(len(prompt_ids), settings.k)
-    last, drafts = list(prompt_ids), list[int]()
-    probs: tuple[float, ...] = ()
+    planner = _planner(model, settings)
+    layout, last, drafts = Layout.first(len(prompt_ids), settings.k), list(prompt_ids), Drafts()
+    lookup = Lookup(prompt_ids) if settings.plan is Plan.AUTO else None
+    tried = drafts  # those at hand, from which the planner chose `drafts`
     while True:
         start = model.clock()
-        committed = run.cache.length + len(last)
-        logits = model.forward(layout, last + drafts, run.cache)
-        verdict = run.verify(logits[: 1 + len(drafts)], drafts)
-        emitted, stop = run.emit([*drafts[: verdict.accepted], verdict.own])
-        accepted = min(verdict.accepted, len(emitted))
-        run.cache.commit(committed + verdict.accepted)
-        new, new_probs = ([], ()) if stop else run.draft(logits[layout.group_rows(verdict.accepted)])
+        judged = model.call(layout, [*last, *drafts.ids], run.cache)
+        verdict = run.verify(judged.real, drafts)
+        accepted, own, guessed = run.fetch(verdict, run.draft(judged.guesses(verdict.accepted)))
+        run.cache.commit(run.length + accepted)
+        emitted, stop = run.emit([*drafts.ids[:accepted], own])
+        fresh = guessed.first(len(layout.drafting_rows(accepted)))
+        planner.learn(run.stood(tried, len(drafts), accepted, own), len(emitted))
+        if lookup:
+            lookup.extend(emitted)
+            copy = run.copied(*lookup.drafts(settings.k))
+            if planner.worth(copy.sure, True) > planner.worth(fresh.sure):
+                fresh = copy
+        plan = planner.next(fresh.sure, fresh.copied)
+        chosen = Drafts() if stop else fresh.first(plan.drafts)
         yield Step(
             emitted=tuple(emitted),
-            accepted=accepted,
-            drafts=tuple(drafts),
+            accepted=min(accepted, len(emitted)),
+            drafts=tuple(drafts.ids),
             rows=layout.rows,
             seconds=model.clock() - start,
-            draft_probs=probs,
+            draft_probs=drafts.probs,
             groups=layout.masks,
-            new_drafts=tuple(new),
-            new_draft_probs=new_probs,
+            new_drafts=tuple(chosen.ids),
+            new_draft_probs=chosen.probs,
             stop=stop,
+            copied=drafts.copied,
         )
         if stop:
             return
-        last, drafts, probs = emitted[-1:], new, new_probs
-        layout = Layout.grid(settings.k)
+        last, drafts, tried, layout = emitted[-1:], chosen, fresh, plan.layout
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """Guesses that wait for a call to verify them.
+
+    Attributes:
+        ids: the tokens.
+        probs: probability of each under the distribution it comes from.
+        sure: largest probability of each distribution, which knows nothing of the token drawn.
+        tokens: `ids` on the device. int64 [n], or None without drafts.
+        q: distributions they were drawn from, when sampling. float [n, V].
+        copied: copied from the text so far.
+    """
+
+    ids: tuple[int, ...] = ()
+    probs: tuple[float, ...] = ()
+    sure: tuple[float, ...] = ()
+    tokens: Tensor | None = None
+    q: Tensor | None = None
+    copied: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def first(self, count: int) -> Drafts:
+        """Only the first `count`."""
+        if count >= len(self.ids):
+            return self
+        if not count:
+            return Drafts()
+        return Drafts(
+            self.ids[:count],
+            self.probs[:count],
+            self.sure[:count],
+            None if self.tokens is None else self.tokens[:count],
+            None if self.q is None else self.q[:count],
+            self.copied,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Guessed:
+    """Drafts that are still on the device. int64 [n], float [n] twice, float [n, V] or None."""
+
+    tokens: Tensor
+    probs: Tensor
+    sure: Tensor
+    q: Tensor | None
 
 
 class _Run:
@@ -90,15 +152,16 @@ class _Run:
         model.check_prompt(prompt_ids)
         self.model, self.settings = model, settings
         self.cache = BlockCache()
-        room = model.context - len(prompt_ids)
+        self.length = len(prompt_ids)
+        """Tokens of the text so far: the prompt and what was emitted."""
+        room = model.context - self.length
         self.left = min(settings.max_new_tokens, room)
         self.at_budget = Stop.CONTEXT if room < settings.max_new_tokens else Stop.MAX_NEW_TOKENS
         # Random numbers are drawn on the CPU, so that a seed means the same on every device. Each
         # decoder has a stream of its own: lanes of one race are independent draws.
         self.random = torch.Generator().manual_seed(2 * settings.seed % 2**63 + stream)
-        self.q: Tensor | None = None
-        """Distributions the pending drafts were drawn from. [drafts, V]"""
         self.warpers = LogitsProcessorList(_warpers(settings))
+        self.judge = verify_block if settings.verification is Verification.BLOCK else verify_sampled
 
     def distribution(self, logits: Tensor) -> Tensor:
         """Probabilities after temperature, top-k and top-p. [n, V] to float64 (float32 on mps)."""
@@ -108,31 +171,66 @@ class _Run:
         probabilities: Tensor = self.warpers(no_text, wide).softmax(-1)
         return probabilities
 
-    def uniforms(self, count: int) -> Tensor:
-        return torch.rand(count, generator=self.random, dtype=torch.float64).to(self.model.device)
+    def uniforms(self, count: int, like: Tensor) -> Tensor:
+        return torch.rand(count, generator=self.random, dtype=torch.float64).to(like)
 
-    def choose(self, logits: Tensor) -> int:
-        """The model's own token after one row. [1, V]"""
-        return self.verify(logits, []).own
-
-    def verify(self, logits: Tensor, drafts: list[int]) -> Verdict:
+    def verify(self, logits: Tensor, drafts: Drafts) -> Verdict:
         """Judge the drafts by the logits of the real rows. [1 + len(drafts), V]"""
+        tokens = drafts.tokens
+        if tokens is None:
+            tokens = torch.empty(0, dtype=torch.long, device=logits.device)
         if self.settings.greedy:
-            return verify_greedy(logits.argmax(-1).tolist(), drafts)
+            return verify_greedy(logits.argmax(-1), tokens)
         p = self.distribution(logits)
-        q = p[:0] if self.q is None else self.q
-        return verify_sampled(p, q, drafts, self.uniforms(1 + len(drafts)))
+        uniforms = self.uniforms(1 + len(drafts), p)
+        return self.judge(p, p[:0] if drafts.q is None else drafts.q, tokens, uniforms)
 
-    def draft(self, logits: Tensor) -> tuple[list[int], tuple[float, ...]]:
-        """New drafts from the mask rows of one group, and the probability of each. [masks, V]"""
+    def draft(self, logits: Tensor) -> _Guessed:
+        """New drafts from the mask rows of one group. [masks, V]"""
         if self.settings.greedy:
-            top, ids = logits.max(-1)
-            probs = (top - logits.logsumexp(-1)).exp()
-        else:
-            self.q = self.distribution(logits)
-            ids = torch.tensor(draw(self.q, self.uniforms(len(self.q))), device=self.q.device)
-            probs = self.q.gather(-1, ids[:, None])[:, 0]
-        return ids.tolist(), tuple(probs.tolist())
+            top, tokens = logits.max(-1)
+            sure = (top - logits.logsumexp(-1)).exp().clamp(max=1)
+            return _Guessed(tokens, sure, sure, None)
+        q = self.distribution(logits)
+        tokens = draw(q, self.uniforms(len(q), q))
+        return _Guessed(tokens, q.gather(-1, tokens[:, None])[:, 0], q.amax(-1), q)
+
+    def fetch(self, verdict: Verdict, guessed: _Guessed) -> tuple[int, int, Drafts]:
+        """Everything the host must know of a call, in one transfer: the call's only wait."""
+        n = len(guessed.tokens)
+        # float32 holds every id exactly: no vocabulary reaches 2**24.
+        parts = (verdict.accepted[None], verdict.own[None], guessed.tokens, guessed.probs, guessed.sure)
+        flat = torch.cat([part.float() for part in parts]).tolist()
+        ids = tuple(map(int, flat[2 : 2 + n]))
+        drafts = Drafts(
+            ids, tuple(flat[2 + n : 2 + 2 * n]), tuple(flat[2 + 2 * n :]), guessed.tokens, guessed.q
+        )
+        return int(flat[0]), int(flat[1]), drafts
+
+    def copied(self, ids: list[int], sure: float) -> Drafts:
+        """Drafts that are certain of one token each: their distribution has no other."""
+        if not ids:
+            return Drafts()
+        device, size = self.model.device, self.model.lm.get_output_embeddings().weight.shape[0]
+        tokens = torch.tensor(ids, device=device)
+        q = None
+        if not self.settings.greedy:
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            q = torch.zeros(len(ids), size, dtype=dtype, device=device).scatter_(1, tokens[:, None], 1)
+        return Drafts(tuple(ids), (1.0,) * len(ids), (sure,) * len(ids), tokens, q, copied=True)
+
+    def stood(self, tried: Drafts, judged: int, accepted: int, own: int) -> list[bool]:
+        """Of the drafts that were at hand, which were right, up to the first wrong one.
+
+        Greedy decoding also tells of the first draft behind those that were judged: it was right if it
+        is what the model wrote. When sampling, only a judgement tells.
+        """
+        known = [True] * accepted
+        if accepted < judged:
+            return [*known, False]
+        if self.settings.greedy and accepted < len(tried):
+            return [*known, tried.ids[accepted] == own]
+        return known
 
     def emit(self, tokens: list[int]) -> tuple[list[int], Stop | None]:
         """Cut new tokens at the first end-of-sequence id and at the budget."""
@@ -141,7 +239,15 @@ class _Run:
             if token in self.model.eos_ids:
                 return tokens[: index + 1], Stop.EOS
         self.left -= len(tokens)
+        self.length += len(tokens)
         return tokens, None if self.left else self.at_budget
+
+
+def _planner(model: SpaceModel, settings: Settings) -> Planner:
+    k = settings.k
+    if settings.plan is Plan.GRID:
+        return GridPlanner(k)
+    return AutoPlanner(k, call_cost(model, (k + 1) ** 2), model.masks.method != "untrained")
 
 
 def _warpers(settings: Settings) -> list[Any]:

@@ -84,6 +84,19 @@ class Layout:
         start = 1 + self.n_drafts + sum(self.masks[:group])
         return slice(start, start + self.masks[group])
 
+    def drafting_rows(self, accepted: int) -> range:
+        """The *judged* rows whose masks guess on behind `accepted` drafts; may be empty.
+
+        Its own group's, or where that was left out, the tail of the nearest group before it: mask
+        j of group g and mask j - 1 of group g + 1 stand at one position, though only the latter sees
+        the draft between them. So neighbouring stops can share a group.
+        """
+        for group in range(accepted, -1, -1):
+            rows = self.group_rows(group)
+            if self.masks[group]:
+                return range(min(rows.start + accepted - group, rows.stop), rows.stop)
+        return range(0)
+
     def offsets(self) -> Tensor:
         """Position of each row relative to the first real row. int64 [rows]."""
         anchor, slot, _ = _coordinates(self)

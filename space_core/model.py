@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +23,11 @@ from space_core.errors import PromptError, UnsupportedModelError
 from space_core.layout import Layout
 
 MASK_BLOCK = 512
+"""Cache slots by which a call's attention mask grows."""
+LONG_CALL = 256
+"""Rows of a call above which its attention mask is not kept."""
+SHAPES = 512
+"""Layouts kept per model; the oldest goes first."""
 
 
 @dataclass(slots=True)
@@ -42,6 +48,55 @@ class Masks:
     token_id: int | None = None
     embeddings: Tensor | None = None
     adapter: GatedAdapter | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A layout on the device.
+
+    Attributes:
+        room: cache length up to which `sees` reaches.
+        offsets: positions relative to the first real row. int64 [1, rows].
+        masks: embeddings of the mask rows, or None without any. [n_masks, hidden].
+        sees: additive attention mask. float [1, 1, rows, room + rows].
+        drafting: for each number of accepted drafts the judged rows to draft from, padded. int64
+            [stops, width].
+    """
+
+    layout: Layout
+    room: int
+    offsets: Tensor
+    masks: Tensor | None
+    sees: Tensor
+    drafting: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a call says.
+
+    Attributes:
+        real: logits of the newest token and the drafts. float [1 + drafts, V], [M] at -inf.
+    """
+
+    real: Tensor
+    _rows: Tensor
+    _head: Callable[[Tensor], Tensor]
+    _drafting: Tensor
+    _mask_token_id: int | None
+
+    def __post_init__(self) -> None:
+        _without(self.real, self._mask_token_id)
+
+    @torch.inference_mode()
+    def guesses(self, accepted: Tensor) -> Tensor:
+        """Logits of the masks that guess behind so many accepted drafts. int64 [] → float [width, V].
+
+        All stops have one width, so that no device has to tell the host which one it is: of the rows
+        only the first `len(layout.drafting_rows(accepted))` mean anything.
+        """
+        rows = self._drafting[accepted] if len(self._drafting) else self._drafting.new_zeros(0)
+        return _without(self._head(self._rows[rows]), self._mask_token_id)
 
 
 class SpaceModel:
@@ -70,11 +125,13 @@ class SpaceModel:
         self.name = name
         self.context = context_window(lm.config)
         self.eos_ids = frozenset(_eos_ids(lm) if eos_ids is None else eos_ids)
+        self.lock = threading.Lock()
+        """Held during each call: the adapter is switched on for one call at a time."""
         self._embed: Any = lm.get_input_embeddings()
-        self._lock = threading.Lock()
-        self._attention_masks: dict[tuple[Layout, int], Tensor] = {}
-        if self.masks.adapter is not None:
-            self.masks.adapter.attach()
+        self._shapes: dict[tuple[Layout, int], _Shape] = {}
+        self.seconds_by_rows: dict[int, float] = {}
+        """What calls of so many rows were seen to cost; filled by `cost.py`."""
+        self._base, self._head = _split_head(lm)
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +144,11 @@ class SpaceModel:
         return dtype
 
     @property
+    def vocabulary(self) -> int:
+        """Ids that can be embedded."""
+        return int(self._embed.weight.shape[0])
+
+    @property
     def k(self) -> int:
         """Masks a group was trained with."""
         return self.masks.k
@@ -97,7 +159,7 @@ class SpaceModel:
         return self.masks.token_id
 
     @torch.inference_mode()
-    def forward(self, layout: Layout, real_ids: Sequence[int], cache: BlockCache) -> Tensor:
+    def call(self, layout: Layout, real_ids: Sequence[int], cache: BlockCache) -> Judged:
         """Run one call and append its rows to the cache.
 
         Args:
@@ -106,63 +168,91 @@ class SpaceModel:
             cache: what was committed so far; grows by layout.rows.
 
         Returns:
-            Logits of the judged rows, float [layout.n_judged, vocabulary], [M] at -inf.
+            The real rows' logits; those of a mask group are computed when they are asked for, since
+            only one group's are needed.
         """
-        past, device = cache.length, self.device
-        # Rows behind the context's end only serve drafts that the budget cuts: any position will do.
-        positions = (past + layout.offsets()).clamp_(max=self.context - 1).to(device)
+        shape = self._shape(layout, cache.length)
+        n_real = 1 + layout.n_drafts
+        if self._head is None:
+            rows = self._run(self.lm, shape, real_ids, cache, logits_to_keep=layout.n_judged).logits[0]
+            return Judged(rows[:n_real], rows, _identity, shape.drafting, self.mask_token_id)
+        hidden = self._run(self._base, shape, real_ids, cache).last_hidden_state[0]
+        rows = hidden[layout.n_real - n_real :]
+        return Judged(self._head(rows[:n_real]), rows, self._head, shape.drafting, self.mask_token_id)
+
+    @torch.inference_mode()
+    def forward(self, layout: Layout, real_ids: Sequence[int], cache: BlockCache) -> Tensor:
+        """The logits of all judged rows at once, by the model's own head: for tests and inspection.
+
+        Arguments as in `call`; returns float [layout.n_judged, vocabulary], [M] at -inf.
+        """
+        shape = self._shape(layout, cache.length)
+        logits: Tensor = self._run(self.lm, shape, real_ids, cache, logits_to_keep=layout.n_judged).logits[0]
+        return _without(logits, self.mask_token_id)
+
+    def _run(
+        self, part: Any, shape: _Shape, real_ids: Sequence[int], cache: BlockCache, **options: Any
+    ) -> Any:
+        layout, past = shape.layout, cache.length
+        positions = shape.offsets + past
+        if past + layout.rows > self.context:
+            # Rows behind the context's end only serve drafts that the budget cuts: any position will do.
+            positions.clamp_(max=self.context - 1)
         inputs: dict[str, Any] = {}
         if layout.n_masks:
             inputs["inputs_embeds"] = self.row_embeddings(layout, real_ids)
-            inputs["attention_mask"] = self.attention_mask(layout, past)
         else:
-            # No mask at all is causal to every implementation, and the fastest path of each.
-            inputs["input_ids"] = torch.tensor([list(real_ids)], device=device)
+            inputs["input_ids"] = torch.tensor([list(real_ids)], device=self.device)
+        # A single row sees everything, and without a cache real rows are causal: then no mask at all
+        # is the fastest path of every implementation.
+        if layout.n_masks or (past and layout.rows > 1):
+            inputs["attention_mask"] = shape.sees[..., shape.room - past :]
         adapter = self.masks.adapter
-        with self._lock:
-            if adapter is not None:
-                adapter.first_mask = layout.n_real if layout.n_masks else None
-            logits: Tensor = self.lm(
-                **inputs,
-                position_ids=positions[None],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=layout.n_judged,
-            ).logits[0]
-            if adapter is not None:
-                adapter.first_mask = None
-        if self.mask_token_id is not None:
-            logits[:, self.mask_token_id] = -torch.inf
-        return logits
+        with self.lock, adapter.on(layout.n_real) if adapter and layout.n_masks else nullcontext():
+            return part(**inputs, position_ids=positions, past_key_values=cache, use_cache=True, **options)
 
     def row_embeddings(self, layout: Layout, real_ids: Sequence[int]) -> Tensor:
         """Input embeddings of the call's rows. [1, rows, hidden]"""
         ids = torch.tensor(list(real_ids), device=self.device)
-        embeddings = self.masks.embeddings
-        if embeddings is None:
-            masks = torch.full((layout.n_masks,), self.masks.token_id or 0, device=self.device)
-            rows: Tensor = self._embed(torch.cat([ids, masks]))[None]
-            return rows
-        slots = layout.slots().clamp_(max=len(embeddings) - 1)  # slots beyond the trained ones
-        return torch.cat([self._embed(ids), embeddings[slots]])[None]
+        masks = self._shape(layout, 0).masks
+        if masks is None:
+            return self._embed(ids)[None]  # type: ignore[no-any-return]
+        return torch.cat([self._embed(ids), masks])[None]
 
-    def attention_mask(self, layout: Layout, past: int) -> Tensor:
-        """Float mask [1, 1, rows, past + rows]: all of the cache, and the layout's own rule.
-
-        Built once for each layout and block of cache lengths: a longer "all zero" past is kept to
-        the left of the rule, and a call takes the last `past` columns of it as a view.
-        """
+    def _shape(self, layout: Layout, past: int) -> _Shape:
+        """What a layout needs on the device, built once for it and a block of cache lengths."""
         room = -(-past // MASK_BLOCK) * MASK_BLOCK
-        key = (layout, room)
-        mask = self._attention_masks.get(key)
-        if mask is None:
-            if len(self._attention_masks) > 64:
-                self._attention_masks.clear()
-            rule = additive(layout.sees(), self.dtype)
-            mask = torch.cat([rule.new_zeros(layout.rows, room), rule], dim=1).to(self.device)[None, None]
-            if layout.rows <= 4 * MASK_BLOCK:  # a long prompt's mask is used once
-                self._attention_masks[key] = mask
-        return mask[..., room - past :]
+        shape = self._shapes.get((layout, room))
+        if shape is None:
+            shape = self._new_shape(layout, room)
+            if layout.rows <= LONG_CALL:  # a long prompt's shape is used once
+                if len(self._shapes) >= SHAPES:
+                    del self._shapes[next(iter(self._shapes))]
+                self._shapes[layout, room] = shape
+        return shape
+
+    def _new_shape(self, layout: Layout, room: int) -> _Shape:
+        device, masks = self.device, None
+        if layout.n_masks:
+            slots = layout.slots()
+            if self.masks.embeddings is not None:  # slots beyond the trained ones take the last one
+                masks = self.masks.embeddings[slots.clamp_(max=len(self.masks.embeddings) - 1).to(device)]
+            else:
+                masks = self._embed(torch.full(slots.shape, self.masks.token_id or 0, device=device))
+        rule = additive(layout.sees(), self.dtype)
+        # All of the cache is seen: zeros to the left of the rule. A call takes the last `past` of them.
+        sees = torch.cat([rule.new_zeros(layout.rows, room), rule], dim=1)
+        groups = [layout.drafting_rows(stop) for stop in range(len(layout.anchors))]
+        width = max(map(len, groups), default=0)
+        drafting = torch.tensor([[*rows, *[0] * (width - len(rows))] for rows in groups], dtype=torch.long)
+        return _Shape(
+            layout,
+            room,
+            layout.offsets()[None].to(device),
+            masks,
+            sees[None, None].to(device),
+            drafting.to(device),
+        )
 
     def synchronize(self) -> None:
         """Wait until the device has done all its work, so that a clock tells the truth."""
@@ -198,7 +288,7 @@ class SpaceModel:
                 f"the prompt has {len(prompt_ids)} tokens, but the model's context holds "
                 f"{self.context}: shorten the prompt"
             )
-        size = self._embed.weight.shape[0]
+        size = self.vocabulary
         if not all(0 <= token < size for token in prompt_ids):
             raise PromptError(f"the prompt holds an id outside the vocabulary of {size}")
 
@@ -260,7 +350,7 @@ def probe(model: SpaceModel) -> None:
             f"{kind} keeps a recurrent state that cannot be rolled back when a draft is rejected: "
             "SPACE needs full attention"
         )
-    size = int(model._embed.weight.shape[0])
+    size = model.vocabulary
     ids = [(7 * i + 3) % size for i in range(6)]
     try:
         five = model.forward(Layout.plain(5), ids[:5], BlockCache())[-1]
@@ -287,6 +377,36 @@ def probe(model: SpaceModel) -> None:
                 f"{kind} does not obey explicit masks, positions or cache roll-back "
                 f"(logits differ by {float(difference):.2g}): SPACE would not be lossless on it"
             )
+
+
+def _identity(logits: Tensor) -> Tensor:
+    return logits
+
+
+def _without(logits: Tensor, token_id: int | None) -> Tensor:
+    """[M] made impossible, in place."""
+    if token_id is not None:
+        logits[..., token_id] = -torch.inf
+    return logits
+
+
+@torch.inference_mode()
+def _split_head(lm: Any) -> tuple[Any, Any]:
+    """The model below its head, and the head, where logits are nothing but head(hidden).
+
+    Some models scale or cap their logits behind the head. A trial on two tokens tells; for those
+    (and any that cannot be tried) the head is None, and every judged row goes through the model's own.
+    """
+    base, head = getattr(lm, "base_model", lm), lm.get_output_embeddings()
+    if base is lm or head is None:
+        return lm, None
+    ids = torch.tensor([[0, 1]], device=lm.get_input_embeddings().weight.device)
+    try:
+        whole = lm(input_ids=ids, use_cache=False).logits
+        parts = head(base(input_ids=ids, use_cache=False).last_hidden_state)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError):
+        return lm, None  # `probe` says what is wrong with it
+    return (base, head) if torch.equal(whole, parts) else (lm, None)
 
 
 @lru_cache(maxsize=1)

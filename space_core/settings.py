@@ -20,9 +20,18 @@ class Plan(StrEnum):
     """Which rows a steady-state call has."""
 
     AUTO = "auto"
-    """Only the drafts and mask groups that are worth their rows. Until there is a planner, all of them."""
+    """Only the drafts and mask groups that are worth their rows on this device."""
     GRID = "grid"
     """The paper's full grid of (k+1)² rows."""
+
+
+class Verification(StrEnum):
+    """How drafts are judged when sampling; both are exact, greedy decoding knows only one way."""
+
+    BLOCK = "block"
+    """As a whole (arXiv 2403.10444): accepts at least as many."""
+    TOKEN = "token"
+    """One after the other (arXiv 2211.17192)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,9 @@ class Settings:
         top_p: nucleus, in (0, 1]; 1 keeps every token.
         top_k: keep this many most likely tokens; 0 keeps all.
         seed: of the sampling; the same seed, model and device give the same output.
-        plan: "auto" or "grid"; does not change greedy output.
+        plan: "auto" or "grid"; does not change greedy output, nor the distribution of sampled output.
+            With "auto" the rows depend on measured times, so a seed fixes the text only under "grid".
+        verification: "block" or "token", for sampling.
 
     Raises:
         SettingError: naming the field, for any value of the wrong type or out of range.
@@ -49,6 +60,7 @@ class Settings:
     top_k: int = 0
     seed: int = 0
     plan: Plan | str = Plan.AUTO
+    verification: Verification | str = Verification.BLOCK
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -72,17 +84,22 @@ class Settings:
             raise SettingError("top_p", f"top_p must lie in (0, 1], not {top_p:g}")
         object.__setattr__(self, "temperature", temperature)
         object.__setattr__(self, "top_p", top_p)
-        try:
-            object.__setattr__(self, "plan", Plan(self.plan))
-        except ValueError:
-            raise SettingError("plan", f"plan must be auto or grid, not {self.plan!r:.40}") from None
+        for name, kind in (("plan", Plan), ("verification", Verification)):
+            object.__setattr__(self, name, _choice(name, getattr(self, name), kind))
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "plan": str(self.plan)}
+        return {**asdict(self), "plan": str(self.plan), "verification": str(self.verification)}
+
+
+def _choice(name: str, value: Any, kind: type[StrEnum]) -> StrEnum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise SettingError(name, f"{name} must be {' or '.join(kind)}, not {value!r:.40}") from None
 
 
 def _real(name: str, value: Any) -> float:

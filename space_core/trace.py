@@ -51,7 +51,9 @@ class Step:
         drafts: the tokens this call verified, guessed by the call before.
         rows: rows (tokens and masks) fed to the model in this call; the prompt's rows included.
         seconds: wall-clock of the whole call, device synchronised at both ends.
-        draft_probs: probability its mask row gave each of `drafts`; same length.
+        draft_probs: probability its mask row gave each of `drafts`; same length. 1 for a draft that
+            was copied from the text so far.
+        copied: whether `drafts` were copied from the text so far, and not guessed by masks.
         groups: masks fed per mask group; groups[g] stands behind g accepted drafts. Empty for
             plain decoding.
         new_drafts: the guesses that the next call will verify; empty when the run stopped here.
@@ -69,6 +71,7 @@ class Step:
     new_drafts: tuple[int, ...] = ()
     new_draft_probs: tuple[float, ...] = ()
     stop: Stop | None = None
+    copied: bool = False
 
     @property
     def origins(self) -> tuple[Origin, ...]:
@@ -100,6 +103,7 @@ class Step:
             "groups": list(self.groups),
             "new_drafts": list(self.new_drafts),
             "new_draft_probs": [round(p, 6) for p in self.new_draft_probs],
+            "copied": self.copied,
             "stop": None if self.stop is None else str(self.stop),
         }
 
@@ -122,6 +126,7 @@ class Step:
             new_drafts=_ids(row, "new_drafts", required=False),
             new_draft_probs=_probabilities(row, "new_draft_probs"),
             stop=_stop(row.get("stop")),
+            copied=row.get("copied") is True,
         )
         if step.accepted > min(len(step.drafts), len(step.emitted)):
             raise TraceError("trace: a step accepts more drafts than it has")

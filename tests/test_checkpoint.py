@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def folder(tmp_path):
 def test_a_saved_checkpoint_decodes_as_before(folder):
     before, after = gated_model(), space_core.load(folder)
     assert after.k == 5 and after.masks.method == "gated"
-    for settings in (Settings(), Settings(temperature=1.0, seed=3)):
+    for settings in (Settings(plan="grid"), Settings(temperature=1.0, seed=3, plan="grid")):
         for decode in (space_core.vanilla, space_core.space):
             assert list(map(_facts, decode(before, PROMPT, settings))) == list(
                 map(_facts, decode(after, PROMPT, settings))
@@ -65,20 +66,26 @@ def test_transformers_opens_it_as_the_model_of_the_vanilla_lane(folder):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_adapter_leaves_real_rows_bit_equal_and_moves_mask_rows(dtype):
     model = gated_model(dtype)
-    bare = SpaceModel(model.lm, None, model.masks, eos_ids=())
+    bare = SpaceModel(model.lm, None, replace(model.masks, adapter=None), eos_ids=())
     layout = Layout.grid(3)
 
-    def logits():
+    def logits(of):
         cache = BlockCache()
-        model.forward(Layout.plain(5), PROMPT, cache)
-        return model.forward(layout, [1, 2, 3, 4], cache)
+        of.forward(Layout.plain(5), PROMPT, cache)
+        return of.forward(layout, [1, 2, 3, 4], cache)
 
-    with_adapter = logits()
-    model.masks.adapter.detach()
-    without = logits()
-    bare.masks.adapter.attach()
+    with_adapter, without = logits(model), logits(bare)
     assert torch.equal(with_adapter[:4], without[:4])
     assert (with_adapter[4:] - without[4:]).abs().max() > 1e-3
+
+
+def test_outside_a_call_the_layers_are_the_bases_own():
+    model = gated_model()
+    plain = {name: module.__dict__.get("forward") for name, module in model.lm.named_modules()}
+    with model.masks.adapter.on(1):
+        changed = [name for name, m in model.lm.named_modules() if m.__dict__.get("forward") != plain[name]]
+    assert len(changed) == 14
+    assert {name: m.__dict__.get("forward") for name, m in model.lm.named_modules()} == plain
 
 
 def test_peft_opens_the_adapter_and_computes_the_same(folder):

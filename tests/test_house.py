@@ -22,7 +22,18 @@ ROOMS = {
     "adapter": {"errors"},
     "model": {"errors", "layout", "cache", "adapter"},
     "checkpoint": {"errors", "adapter", "model"},
-    "decoders": {"cache", "layout", "model", "settings", "trace", "verify"},
+    "lookup": set(),
+    "planner": {"layout"},
+    "cost": {"cache", "layout", "model"},
+    "threads": {"cache", "cost", "layout", "model"},
+    "decoders": {
+        *("cache", "cost", "layout", "lookup", "model", "planner", "settings", "trace", "verify"),
+    },
+    "prompts": {"errors", "model"},
+    "scores": {"metrics", "trace"},
+    "peers": {"errors", "model", "settings", "trace"},
+    "bench": {"decoders", "errors", "model", "peers", "prompts", "scores", "settings", "trace"},
+    "calls": {"cache", "checkpoint", "cost", "errors", "layout", "metrics", "model", "scores"},
 }
 
 

@@ -10,43 +10,142 @@ from tiny import ARCHITECTURES, VOCABULARY, oracle, output, tiny_lm, trained_lik
 
 import space_core
 from space_core import Settings
+from space_core.bundled import default_checkpoint
 from space_core.cache import BlockCache
 from space_core.decoders import _Run
 from space_core.errors import PromptError, UnsupportedModelError
 from space_core.layout import Layout
 from space_core.model import SpaceModel, probe
+from space_core.settings import Plan
 from space_core.trace import Origin, Stop
 
 TOKENS = 32
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_equals_a_cacheless_argmax_loop_and_generate(architecture):
+# Costs under which a planned call is neither plain nor the full grid.
+ROWS_COST = {1: 1.0, 6: 1.3, 81: 7.0}
+
+
+def greedy_differences(architecture, seeds, tokens):
+    """(runs, mismatches) of vanilla and SPACE against a cache-free argmax loop, in float64."""
     lm = tiny_lm(architecture)
     model = SpaceModel(lm, None, trained_like_masks(lm), eos_ids=())
+    model.seconds_by_rows = ROWS_COST
     probe(model)
-    for seed in range(2):
+    runs, wrong = 0, []
+    for seed in seeds:
         torch.manual_seed(seed)
-        prompt = torch.randint(VOCABULARY, (5 + 4 * seed,)).tolist()
-        expected = oracle(lm, prompt, TOKENS)
-        generated = lm.generate(torch.tensor([prompt]), max_new_tokens=TOKENS, do_sample=False)
-        assert generated[0, len(prompt) :].tolist() == expected
-        assert output(space_core.vanilla(model, prompt, Settings(max_new_tokens=TOKENS))) == expected
+        prompt = torch.randint(VOCABULARY, (3 + seed % 11,)).tolist()
+        expected = oracle(lm, prompt, tokens)
+        generated = lm.generate(torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False)
+        if generated[0, len(prompt) :].tolist() != expected:
+            wrong.append((seed, "generate"))
+        if output(space_core.vanilla(model, prompt, Settings(max_new_tokens=tokens))) != expected:
+            wrong.append((seed, "vanilla"))
         for k in (1, 2, 3, 5, 8):
-            settings = Settings(k=k, max_new_tokens=TOKENS, plan="grid")
-            assert output(space_core.space(model, prompt, settings)) == expected, f"k={k}"
+            for plan in Plan:
+                settings = Settings(k=k, max_new_tokens=tokens, plan=plan)
+                runs += 1
+                if output(space_core.space(model, prompt, settings)) != expected:
+                    wrong.append((seed, k, plan))
+    return runs, wrong
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_equals_a_cacheless_argmax_loop_and_generate(architecture):
+    runs, wrong = greedy_differences(architecture, range(3), TOKENS)
+    assert runs == 30 and not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_equality_at_full_size(architecture):
+    """3,080 runs of 48 tokens over all architectures."""
+    runs, wrong = greedy_differences(architecture, range(100, 128), 48)
+    assert runs == 280 and not wrong
+
+
+def test_a_planned_run_feeds_neither_plain_calls_nor_the_grid_only(llama):
+    llama.seconds_by_rows = ROWS_COST
+    steps = list(space_core.space(llama, [3, 1, 4], Settings(k=5, max_new_tokens=60)))
+    llama.seconds_by_rows = {}
+    assert len({step.rows for step in steps}) > 2
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_bundled_checkpoint_is_decoded_losslessly(dtype):
+    model = space_core.load(default_checkpoint(), dtype=dtype)
+    for prompt in (
+        "def fib(n):\n",
+        "import os\n\n\nclass Stack:\n    def push(self, item):\n",
+        'x = "é漢🙂"',
+    ):
+        ids = model.encode(prompt)
+        text = torch.tensor([ids])
+        expected = model.lm.generate(
+            text, attention_mask=torch.ones_like(text), max_new_tokens=48, do_sample=False
+        )[0, len(ids) :].tolist()
+        assert output(space_core.vanilla(model, ids, Settings(max_new_tokens=48))) == expected
+        for k in (1, 3, 5, 8):
+            for plan in Plan:
+                assert (
+                    output(space_core.space(model, ids, Settings(k=k, max_new_tokens=48, plan=plan)))
+                    == expected
+                )
+
+
+def test_the_lazy_head_gives_the_models_own_logits():
+    """`call` computes the head of the chosen rows only; `forward` runs the model as it is."""
+    for architecture in ARCHITECTURES:
+        lm = tiny_lm(architecture)
+        model = SpaceModel(lm, None, trained_like_masks(lm), eos_ids=())
+        for layout in (Layout.grid(3), Layout.steady((0, 2, 0, 3)), Layout.steady((2,)), Layout.plain(1)):
+            results = []
+            for run in (model.forward, model.call):
+                cache = BlockCache()
+                model.forward(Layout.plain(4), [9, 8, 7, 6], cache)
+                results.append(run(layout, [1, 2, 3, 4][: layout.n_real], cache))
+            whole, judged = results
+            real = len(judged.real)
+            assert (whole[layout.n_real - layout.n_drafts - 1 :][:real] - judged.real).abs().max() <= 1e-12
+            for stop in range(len(layout.anchors)):
+                rows = layout.drafting_rows(stop)
+                guesses = judged.guesses(torch.tensor(stop))[: len(rows)]
+                assert torch.allclose(guesses, whole[list(rows)], rtol=0, atol=1e-12)
+
+
+def test_a_model_that_changes_its_logits_behind_the_head_goes_through_it_whole():
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, head_dim=8, final_logit_softcapping=3.0, sliding_window=64,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    lm = Gemma2ForCausalLM(config).double()
+    model = SpaceModel(lm, None, eos_ids=())
+    prompt = [3, 1, 4]
+    for plan in Plan:
+        assert output(space_core.space(model, prompt, Settings(plan=plan, max_new_tokens=24))) == oracle(
+            lm, prompt, 24
+        )
+    logits = model.call(Layout.plain(3), prompt, BlockCache()).real
+    assert float(logits.abs().max()) <= 3.0
 
 
 def drafting(monkeypatch, draft):
     """Let `draft(position)` choose every draft: position counts the tokens committed before it."""
+    fetch = _Run.fetch
 
-    def inject(run, logits):
-        count = len(logits)
-        # The cache holds all but the newest token; a draft stands one position behind it.
-        start = run.cache.length + 1
-        return [draft(start + i) for i in range(count)], (0.5,) * count
+    def inject(run, verdict, guessed):
+        accepted, own, guessed = fetch(run, verdict, guessed)
+        # What is committed but for the drafts that this call accepts and its own token.
+        start = run.length + accepted + 1
+        ids = tuple(draft(start + i) for i in range(len(guessed)))
+        return accepted, own, replace(guessed, ids=ids, tokens=torch.tensor(ids, dtype=torch.long))
 
-    monkeypatch.setattr(_Run, "draft", inject)
+    monkeypatch.setattr(_Run, "fetch", inject)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 8])

@@ -11,23 +11,27 @@ from tiny import tiny_lm, trained_like_masks
 import space_core
 from space_core import Settings
 from space_core.model import SpaceModel
-from space_core.verify import Verdict, draw, residual, verify_greedy, verify_sampled
+from space_core.verify import block_law, draw, residual, verify_block, verify_greedy, verify_sampled
 
 
 def test_greedy_accepts_up_to_the_first_wrong_draft():
-    assert verify_greedy([4, 5, 6], [4, 5]) == Verdict(2, 6)
-    assert verify_greedy([4, 5, 6], [4, 9]) == Verdict(1, 5)
-    assert verify_greedy([4, 5, 6], [9, 5]) == Verdict(0, 4)
-    assert verify_greedy([7], []) == Verdict(0, 7)
+    for choices, drafts, accepted, own in (
+        ([4, 5, 6], [4, 5], 2, 6),
+        ([4, 5, 6], [4, 9], 1, 5),
+        ([4, 5, 6], [9, 5], 0, 4),
+        ([7], [], 0, 7),
+    ):
+        verdict = verify_greedy(torch.tensor(choices), torch.tensor(drafts, dtype=torch.long))
+        assert (int(verdict.accepted), int(verdict.own)) == (accepted, own)
 
 
 def test_draw_inverts_the_cumulative_sum_and_never_takes_a_zero():
     weights = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
     uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.999], dtype=torch.float64)
-    assert draw(weights.repeat(4, 1), uniforms) == [1, 1, 3, 3]
+    assert draw(weights.repeat(4, 1), uniforms).tolist() == [1, 1, 3, 3]
     almost_one = torch.tensor([1 - 2**-53], dtype=torch.float64)
     for scale in (1e-300, 1e-9, 1 / 3, 1e9):
-        assert draw(weights * scale, almost_one) == [3]
+        assert draw(weights * scale, almost_one).tolist() == [3]
 
 
 def distribution_of_next(p, q, rule):
@@ -66,7 +70,8 @@ def exact_rule(p, q, c):
     both = torch.stack([p, p])
 
     def accepts(u):
-        return verify_sampled(both, q[None], [c], torch.tensor([u, 0.5], dtype=torch.float64)).accepted
+        uniforms = torch.tensor([u, 0.5], dtype=torch.float64)
+        return bool(verify_sampled(both, q[None], torch.tensor([c]), uniforms).accepted)
 
     if accepts(1 - 2**-53):
         low = high = 1.0
@@ -76,7 +81,7 @@ def exact_rule(p, q, c):
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if accepts(middle) else (low, middle)
-    rest = residual(p, q)
+    rest = residual(p[None], q[None])[0]
     return (low + high) / 2, rest / rest.sum()
 
 
@@ -87,7 +92,8 @@ def paper_rule(p, q, c):
 
 def always_rule(p, q, c):
     """A biased sampler: accept by min(1, p/q + 0.05)."""
-    return min(1.0, float(p[c] / q[c]) + 0.05), residual(p, q) / residual(p, q).sum()
+    rest = residual(p[None], q[None])[0]
+    return min(1.0, float(p[c] / q[c]) + 0.05), rest / rest.sum()
 
 
 def pairs(count):
@@ -108,6 +114,34 @@ def pairs(count):
         yield p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
 
 
+def block_distribution(p, q, law=block_law):
+    """The exact distribution of all k + 1 next tokens under block verification; expected accepted."""
+    k, vocabulary = len(q), p.shape[1]
+    result, expected = torch.zeros((vocabulary,) * (k + 1), dtype=torch.float64), 0.0
+    for drafts in itertools.product(range(vocabulary), repeat=k):
+        weight = float(torch.stack([q[i, c] for i, c in enumerate(drafts)]).prod())
+        if not weight:
+            continue
+        chances, own = law(p, q, torch.tensor(drafts))
+        own = own / own.sum(-1, keepdim=True)
+        later = 1.0
+        for i in range(k, -1, -1):
+            ends_here = later * (float(chances[i - 1]) if i else 1.0)
+            later -= ends_here
+            rest = own[i]
+            for j in range(i + 1, k + 1):
+                rest = torch.tensordot(rest, p[j], dims=0)
+            result[drafts[:i]] += weight * ends_here * rest
+            expected += weight * ends_here * i
+    return result, expected
+
+
+def token_accepted(p, q):
+    """Drafts that stand on average when judged one after the other."""
+    stands = torch.minimum(p[:-1], q).sum(-1)
+    return float(stands.cumprod(0).sum())
+
+
 def truth_of(p):
     result = p[0]
     for row in p[1:]:
@@ -119,6 +153,45 @@ def test_sampling_is_exact_by_enumeration():
     for p, q in pairs(50):
         distance = (distribution_of_next(p, q, exact_rule) - truth_of(p)).abs().sum() / 2
         assert distance <= 1e-12
+
+
+def test_block_verification_is_exact_and_accepts_at_least_as_many():
+    gain = 0.0
+    for p, q in pairs(60):
+        found, accepted = block_distribution(p, q)
+        assert (found - truth_of(p)).abs().sum() / 2 <= 1e-12
+        assert accepted >= token_accepted(p, q) - 1e-12
+        gain += accepted - token_accepted(p, q)
+    assert gain > 0.5
+
+
+def test_block_verification_throws_the_dice_by_its_law():
+    generator = torch.Generator().manual_seed(0)
+    for p, q in pairs(30):
+        k = len(q)
+        drafts = torch.multinomial(q, 1, generator=generator)[:, 0]
+        chances, own = block_law(p, q, drafts)
+        for _ in range(10):
+            uniforms = torch.rand(k + 1, generator=generator, dtype=torch.float64)
+            accepted = max((i + 1 for i in range(k) if uniforms[i] < chances[i]), default=0)
+            verdict = verify_block(p, q, drafts, uniforms)
+            assert int(verdict.accepted) == accepted
+            assert int(verdict.own) == int(draw(own[accepted][None], uniforms[k:]))
+
+
+def test_a_wrong_block_law_is_caught_by_enumeration():
+    def forgets_the_residual(p, q, drafts):
+        return block_law(p, q, drafts)[0], p
+
+    def accepts_one_by_one_with_the_blocks_rest(p, q, drafts):
+        places = torch.arange(len(drafts))
+        return (p[places, drafts] / q[places, drafts]).clamp(max=1), block_law(p, q, drafts)[1]
+
+    for law in (forgets_the_residual, accepts_one_by_one_with_the_blocks_rest):
+        worst = max(
+            float((block_distribution(p, q, law)[0] - truth_of(p)).abs().sum() / 2) for p, q in pairs(30)
+        )
+        assert worst > 0.01
 
 
 @pytest.mark.parametrize("rule", [paper_rule, always_rule])
@@ -144,7 +217,9 @@ def small_vocabulary_model():
     # 16 words: the others are made impossible by the head, as a narrow model would.
     with torch.no_grad():
         lm.lm_head.weight.data = lm.lm_head.weight.data.clone() * 0.3
-    return SpaceModel(lm, None, trained_like_masks(lm), eos_ids=())
+    model = SpaceModel(lm, None, trained_like_masks(lm), eos_ids=())
+    model.seconds_by_rows = {1: 1.0, 4: 1.3, 9: 2.2}  # under which plans differ from call to call
+    return model
 
 
 def chi_square(counts, expected):
@@ -162,14 +237,19 @@ def limit(freedom):
     return freedom * (1 - 2 / (9 * freedom) + 6.1 * (2 / (9 * freedom)) ** 0.5) ** 3
 
 
-@pytest.mark.parametrize("biased", [False, True])
-def test_sampled_tokens_follow_the_models_distribution(biased, monkeypatch):
-    """Draw two tokens behind a prompt with SPACE, many times, against the model's exact law."""
-    draws, prompt = 2000, [3, 1, 4]
+VARIANTS = {
+    "grid, token by token": {"plan": "grid", "verification": "token"},
+    "grid, block": {"plan": "grid", "verification": "block"},
+    "planned, block": {"plan": "auto", "verification": "block"},
+    "planned, token by token": {"plan": "auto", "verification": "token"},
+}
+
+
+def sampled_against_law(draws, **options):
+    """(chi-square, its limit) of three tokens behind a prompt, drawn with SPACE many times."""
+    prompt = [3, 1, 4]
     model = small_vocabulary_model()
-    settings = {"k": 2, "max_new_tokens": 3, "temperature": 0.8, "top_k": 4, "plan": "grid"}
-    if biased:
-        monkeypatch.setattr("space_core.verify.residual", lambda p, q: p)
+    settings = {"k": 2, "max_new_tokens": 3, "temperature": 0.8, "top_k": 4, **options}
 
     def law(text):
         with torch.inference_mode():
@@ -192,7 +272,55 @@ def test_sampled_tokens_follow_the_models_distribution(biased, monkeypatch):
     value, freedom = chi_square(
         torch.tensor([float(counts[key]) for key in keys]), draws * torch.tensor([due[key] for key in keys])
     )
-    assert (value > limit(freedom)) == biased
+    return value, limit(freedom)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sampled_tokens_follow_the_models_distribution(variant):
+    value, most = sampled_against_law(1200, **VARIANTS[variant])
+    assert value <= most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sampled_tokens_follow_the_models_distribution_at_full_size(variant):
+    """4 × 25,000 = 100,000 draws."""
+    value, most = sampled_against_law(25_000, **VARIANTS[variant])
+    assert value <= most
+
+
+@pytest.mark.slow
+def test_sampling_is_exact_by_enumeration_at_full_size():
+    for p, q in pairs(500):
+        distance = (distribution_of_next(p, q, exact_rule) - truth_of(p)).abs().sum() / 2
+        assert distance <= 1e-12
+        assert (block_distribution(p, q)[0] - truth_of(p)).abs().sum() / 2 <= 1e-12
+
+
+def test_a_plan_may_know_the_distributions_but_not_the_drawn_token():
+    """Why `Drafts.sure` is not `Drafts.probs`: judging only likely draws bends the law."""
+    p, q = torch.tensor([0.5, 0.5], dtype=torch.float64), torch.tensor([0.6, 0.4], dtype=torch.float64)
+
+    def law(judged):
+        total = torch.zeros(2, dtype=torch.float64)
+        for c in range(2):
+            if judged(c):
+                stands, rest = exact_rule(p, q, c)
+                total[c] += q[c] * stands
+                total += q[c] * (1 - stands) * rest
+            else:
+                total += q[c] * p
+        return total
+
+    assert torch.allclose(law(lambda c: q.max() > 0.5), p, atol=1e-12)
+    assert torch.allclose(law(lambda c: q.max() > 0.9), p, atol=1e-12)
+    assert (law(lambda c: q[c] > 0.5) - p).abs().max() > 0.1
+
+
+def test_a_biased_sampler_is_caught_end_to_end(monkeypatch):
+    monkeypatch.setattr("space_core.verify.residual", lambda p, q: p)
+    value, most = sampled_against_law(1500, plan="grid", verification="token")
+    assert value > most
 
 
 def test_the_same_seed_gives_the_same_text_and_lanes_differ(llama):

@@ -1,0 +1,75 @@
+"""What a call costs by its rows, measured on this model and this device.
+
+The planner needs ratios, not truth: the best of a few repetitions each, as noise only adds. Kept
+with the model; measured when it is first asked for, within BUDGET seconds where calls are that fast.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from space_core.cache import BlockCache
+from space_core.layout import Layout
+from space_core.model import SpaceModel
+
+BUDGET = 0.5
+"""Seconds that measuring may take."""
+ROWS = (1, 6, 12, 24, 36, 81, 2, 4, 9, 16, 49, 64, 3, 8)
+"""Measured in this order, as far as the time reaches; in between, straight lines."""
+REPETITIONS = 5
+CONTEXT = 96
+
+
+def call_cost(model: SpaceModel, most_rows: int) -> npt.NDArray[np.float64]:
+    """Seconds of a call by rows: float64 [most_rows + 1], index 0 unused; never falls with rows."""
+    if not model.seconds_by_rows:
+        model.seconds_by_rows = measure(model)
+    return curve(model.seconds_by_rows, most_rows)
+
+
+def measure(model: SpaceModel) -> dict[int, float]:
+    """Best seconds of a call of so many rows. At least 1 and 6 rows are measured, each once."""
+    context = min(CONTEXT, model.context // 2)
+    ids = [1 % model.vocabulary] * context
+    cache = BlockCache()
+    model.call(Layout.plain(context), ids, cache)
+    best: dict[int, float] = {}
+    begin = time.perf_counter()
+    for repetition in range(REPETITIONS + 1):
+        for rows in ROWS:
+            if context + rows > model.context:
+                continue
+            late = time.perf_counter() - begin > BUDGET
+            if late and {1, 6} <= best.keys():
+                return best
+            layout = layout_of(rows)
+            start = model.clock()
+            judged = model.call(layout, ids[:1] * layout.n_real, cache)
+            judged.real.argmax(-1)
+            seconds = model.clock() - start
+            cache.commit(context)
+            if repetition or late:  # the first round warms up
+                best[rows] = min(seconds, best.get(rows, seconds))
+            elif rows not in best and time.perf_counter() - begin > BUDGET / 2:
+                best[rows] = seconds  # calls so slow that there will be one round only
+    return best
+
+
+def layout_of(rows: int) -> Layout:
+    """A call of exactly so many rows, as near to square as the planner's are."""
+    drafts = max(0, int(rows**0.5) - 1)
+    masks, more = divmod(rows - 1 - drafts, drafts + 1)
+    return Layout.steady(tuple(masks + (group < more) for group in range(drafts + 1)))
+
+
+def curve(best: dict[int, float], most_rows: int) -> npt.NDArray[np.float64]:
+    """The measured points joined by straight lines, made monotone, prolonged as they end."""
+    rows = np.array(sorted(best))
+    seconds = np.maximum.accumulate(np.array([best[r] for r in sorted(best)]))
+    wanted = np.arange(most_rows + 1)
+    result = np.interp(wanted, rows, seconds)
+    slope = (seconds[-1] - seconds[0]) / max(1, rows[-1] - rows[0])
+    return np.where(wanted > rows[-1], seconds[-1] + slope * (wanted - rows[-1]), result)

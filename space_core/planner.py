@@ -1,0 +1,216 @@
+"""Which drafts and which masks are worth their rows in the next call.
+
+The paper feeds all (k+1)² rows. Where rows are nearly free that is right; on a CPU 36 rows cost
+several plain calls, and most of them guess behind drafts that will not stand. The planner knows what
+a call of r rows costs (`cost.py`), how sure the masks were of each draft and how often such drafts
+stood so far, and feeds what earns its time:
+
+    maximise  (1 + Σ_{i ≤ d} S_i) / λ  +  Σ_{g ≤ d} P(stop at g) · H(w_g)  −  T(1 + d + Σ w_g)
+
+over the number of drafts d and of masks w_g in each group. S_i is the chance that drafts 1..i all
+stand, λ the tokens a second that are being reached (so 1/λ is what a token is worth in seconds),
+H(w) what w fresh drafts will be worth to the call after, learned as it goes, and T the cost. Where
+T is flat the best plan is the full grid; where masks are worth nothing it is a plain call.
+
+Why the output stays exact. Greedy: a plan changes which drafts are tried, never what the model says
+of them. Sampling: a draft may be judged or left out, but not because of the token that was drawn for
+it, or surprising tokens would be let through unjudged and the law would bend. So `confidences` are
+properties of the distributions q that the drafts were drawn from (their largest probability), known
+before the draw, and of the text so far; the tokens themselves are not shown to the planner.
+
+Pure arithmetic on floats: no tensor, no model, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from space_core.layout import Layout
+
+BINS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96)
+"""Borders of the confidences that are calibrated apart."""
+PRIOR = 3.0
+"""Observations that the prior of a bin counts for."""
+MEMORY = 0.98
+"""What a call leaves of the weight of all calls before."""
+PROBE_MASKS = 2
+FIRST_PAUSE, LONGEST_PAUSE = 6, 96
+"""Calls without a mask before masks are tried again; doubled whenever that was in vain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rows of the next call: how many of the drafts at hand, and the layout that holds them."""
+
+    drafts: int
+    layout: Layout
+
+
+class Planner(Protocol):
+    """Decides the rows of each steady call of one run."""
+
+    def next(self, confidences: Sequence[float], copied: bool = False) -> Plan:
+        """Plan a call.
+
+        Args:
+            confidences: how sure each draft at hand is, in [0, 1]; they may be none.
+            copied: the drafts were copied from the text, not guessed by masks.
+        """
+
+    def learn(self, stood: Sequence[bool], emitted: int) -> None:
+        """What became of the call planned last.
+
+        Args:
+            stood: of each draft at hand whether it was right, as far as is known: up to the first
+                wrong one.
+            emitted: tokens that the call wrote.
+        """
+
+    def worth(self, confidences: Sequence[float], copied: bool = False) -> float:
+        """Drafts that can be expected to stand: to choose between two sources of drafts."""
+
+
+class GridPlanner:
+    """The paper's calls: all drafts, k + 1 groups of k masks."""
+
+    def __init__(self, k: int) -> None:
+        self._plan = Plan(k, Layout.grid(k))
+
+    def next(self, confidences: Sequence[float], copied: bool = False) -> Plan:
+        return self._plan
+
+    def learn(self, stood: Sequence[bool], emitted: int) -> None:
+        pass
+
+    def worth(self, confidences: Sequence[float], copied: bool = False) -> float:
+        return float(not copied)
+
+
+class AutoPlanner:
+    """Rows by their worth.
+
+    Args:
+        k: most drafts and most masks in a group.
+        cost: seconds of a call by its rows; cost[r] for r = 1 .. at least (k+1)², cost[0] unused.
+        trained: whether somebody trained the masks: what is expected of them to begin with.
+    """
+
+    def __init__(self, k: int, cost: npt.NDArray[np.float64], trained: bool = True) -> None:
+        self.k, self.cost = k, cost
+        self.reliability = {False: Reliability(k), True: Reliability(k)}
+        # Chances that drafts 1..i of a fresh group all stand; the guess holds for a few calls.
+        self.chances = Average((0.6 if trained else 0.2) ** np.arange(1, k + 1), weight=3.0)
+        self.tokens = Average(np.array([1.3]), weight=8.0)
+        self.seconds = Average(cost[1:2], weight=8.0)
+        self.row = float(cost[2 * k] - cost[1]) / (2 * k - 1)
+        self.pause, self.idle = FIRST_PAUSE, 0
+        self._judged: tuple[Sequence[float], bool] = ((), False)
+        self._rows = 1
+        d = np.arange(k + 1)
+        self._after = 1 + d[:, None] + np.arange(k * (k + 1) + 1)[None, :]
+        self._reachable = d[None, :] <= d[:, None]
+
+    def worth(self, confidences: Sequence[float], copied: bool = False) -> float:
+        return float(self._survival(confidences, copied)[1:].sum())
+
+    def next(self, confidences: Sequence[float], copied: bool = False) -> Plan:
+        survival = self._survival(confidences, copied)
+        if confidences and not copied:
+            self.chances.add(self._extended(survival))
+        token = self.seconds.value[0] / self.tokens.value[0]  # seconds
+        drafts, masks = self._best(survival, token)
+        if not any(masks):
+            self.idle += 1
+            if self.idle > self.pause:
+                self.idle, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
+                masks = (*masks[:-1], min(PROBE_MASKS, self.k))
+        elif len(masks) > 1 or masks[0] > PROBE_MASKS:
+            self.pause = FIRST_PAUSE
+        layout = Layout.steady(masks)
+        self._judged, self._rows = (tuple(confidences), copied), layout.rows
+        return Plan(drafts, layout)
+
+    def learn(self, stood: Sequence[bool], emitted: int) -> None:
+        confidences, copied = self._judged
+        for slot, (confidence, right) in enumerate(zip(confidences, stood, strict=False)):
+            self.reliability[copied].observe(slot, confidence, right)
+        if stood and all(stood) and not copied:  # masks that are right again are asked again at once
+            self.idle = self.pause = FIRST_PAUSE
+        self.tokens.add(np.array([float(emitted)]))
+        self.seconds.add(self.cost[self._rows : self._rows + 1])
+
+    def _best(self, survival: npt.NDArray[np.float64], token: float) -> tuple[int, tuple[int, ...]]:
+        """Drafts and masks by group, from the chances that the first 0, 1, … drafts stand."""
+        k, m = self.k, len(survival) - 1
+        stop = np.where(self._reachable[: m + 1, : m + 1], survival, 0.0)  # [d, g]: all drafts up to g stand
+        stop[:, :-1] -= np.where(self._reachable[: m + 1, 1 : m + 1], survival[1:], 0.0)
+        # Worth of slot j of a group: of what it may win, less the row that judges it.
+        slots = np.maximum(self.chances.value * token - self.row, 0.0)
+        gains = (stop[:, :, None] * slots).reshape(m + 1, -1)  # falls along the slots of each group
+        order = np.argsort(-gains, axis=1, kind="stable")
+        total = np.zeros((m + 1, gains.shape[1] + 1))
+        np.cumsum(np.take_along_axis(gains, order, 1), axis=1, out=total[:, 1:])
+        total += (survival.cumsum() * token)[:, None]
+        total -= self.cost[self._after[: m + 1, : total.shape[1]]]
+        drafts, n_masks = divmod(int(total.argmax()), total.shape[1])
+        groups = np.bincount(order[drafts, :n_masks] // k, minlength=m + 1)
+        return drafts, tuple(groups[: drafts + 1].tolist())
+
+    def _survival(self, confidences: Sequence[float], copied: bool) -> npt.NDArray[np.float64]:
+        """Chance that the first 0, 1, … drafts all stand."""
+        reliability = self.reliability[copied]
+        chances = [1.0]
+        for slot, confidence in enumerate(confidences[: self.k]):
+            chances.append(chances[-1] * reliability.chance(slot, confidence))
+        return np.array(chances)
+
+    def _extended(self, survival: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The chances of all k slots; those of slots without a mask follow the usual decline."""
+        usual, known = self.chances.value, len(survival) - 1
+        rest = usual[known:] * (survival[-1] / max(usual[known - 1], 1e-9))
+        return np.concatenate([survival[1:], np.minimum(rest, survival[-1])])
+
+
+class Reliability:
+    """How often drafts stood, by slot and by how sure they were; learned as the run goes.
+
+    An empty bin believes the confidence, times how the confidences of all slots have held so far.
+    """
+
+    def __init__(self, k: int) -> None:
+        self.right = [[0.0] * (len(BINS) + 1) for _ in range(k)]
+        self.seen = [[0.0] * (len(BINS) + 1) for _ in range(k)]
+        self.all_right, self.all_due = 2.0, 2.0
+
+    def chance(self, slot: int, confidence: float) -> float:
+        b = _bin(confidence)
+        prior = confidence * min(1.0, self.all_right / self.all_due)
+        chance = (self.right[slot][b] + PRIOR * prior) / (self.seen[slot][b] + PRIOR)
+        return min(chance, 0.999)
+
+    def observe(self, slot: int, confidence: float, right: bool) -> None:
+        b = _bin(confidence)
+        self.right[slot][b] = self.right[slot][b] * MEMORY + right
+        self.seen[slot][b] = self.seen[slot][b] * MEMORY + 1
+        self.all_right = self.all_right * MEMORY + right
+        self.all_due = self.all_due * MEMORY + confidence
+
+
+def _bin(confidence: float) -> int:
+    return sum(confidence >= border for border in BINS)
+
+
+class Average:
+    """A mean that forgets, begun with a guess of some weight."""
+
+    def __init__(self, guess: npt.NDArray[np.float64], weight: float) -> None:
+        self.value, self.weight = guess.astype(np.float64), weight
+
+    def add(self, value: npt.NDArray[np.float64]) -> None:
+        self.weight = self.weight * MEMORY + 1
+        self.value = self.value + (value - self.value) / self.weight

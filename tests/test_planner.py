@@ -1,0 +1,134 @@
+"""The planner: full grid where rows are free, plain calls where masks are worthless, never far off."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from space_core.cost import curve, layout_of
+from space_core.layout import Layout
+from space_core.lookup import Lookup
+from space_core.planner import AutoPlanner, GridPlanner, Reliability
+
+FREE = curve({1: 1.0, 81: 1.0}, 81)
+GPU = curve({1: 1.0, 36: 1.05, 81: 1.1}, 81)
+CPU = curve({1: 2.35, 6: 3.7, 12: 4.5, 16: 5.2, 36: 8.5, 81: 15.5}, 81)  # ms, two cores, 5.8 M parameters
+STEEP = curve({1: 1.0, 81: 21.0}, 81)
+
+
+class World:
+    """A text whose drafts stand by chance, and a device that costs what its curve says."""
+
+    def __init__(self, planner, cost, k, seed, boast=1.0):
+        self.planner, self.cost, self.k, self.boast = planner, cost, k, boast
+        self.random = random.Random(seed)
+        self.seconds, self.tokens, self.plans = 0.0, 1, []
+        self.chances = self.fresh(k, 0.6)
+
+    def fresh(self, count, quality):
+        """Chances of so many drafts: easy places and hard ones, less sure with every slot."""
+        first = self.random.betavariate(3 * quality + 0.01, 3 * (1 - quality) + 0.01)
+        return [min(0.99, max(0.01, first * 0.93**slot)) for slot in range(count)]
+
+    def run(self, tokens, quality):
+        until = self.tokens + tokens
+        while self.tokens < until:
+            plan = self.planner.next([min(1.0, c * self.boast) for c in self.chances])
+            self.plans.append(plan)
+            judged = min(plan.drafts, len(self.chances))
+            right = [self.random.random() < chance for chance in self.chances]
+            accepted = next((i for i, r in enumerate(right[:judged]) if not r), judged)
+            known = [True] * accepted
+            if accepted < judged:
+                known.append(False)
+            elif accepted < len(right):
+                known.append(right[accepted])
+            self.planner.learn(known, accepted + 1)
+            self.seconds += self.cost[plan.layout.rows]
+            self.tokens += accepted + 1
+            self.chances = self.fresh(len(plan.layout.drafting_rows(accepted)), quality)
+        return self
+
+
+def pace(kind, cost, k, quality, boast=1.0):
+    """Seconds a token, over a dozen texts of 128 tokens."""
+    worlds = []
+    for seed in range(12):
+        planner = AutoPlanner(k, cost) if kind == "auto" else GridPlanner(k)
+        worlds.append(World(planner, cost, k, seed, boast).run(128, quality))
+    return sum(w.seconds for w in worlds) / sum(w.tokens for w in worlds)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 8])
+def test_where_rows_are_free_it_is_the_full_grid(k):
+    planner = AutoPlanner(k, FREE)
+    for confidence in (0.95, 0.5, 0.1):
+        plan = planner.next([confidence] * k)
+        assert plan.drafts == k and plan.layout == Layout.grid(k)
+        planner.learn([True, False][: k + 1], 2)
+
+
+@pytest.mark.parametrize("cost", [FREE, GPU, CPU, STEEP], ids=["free", "gpu", "cpu", "steep"])
+@pytest.mark.parametrize(("quality", "boast"), [(0.85, 1), (0.6, 1), (0.3, 1), (0.05, 1), (0.02, 30)])
+@pytest.mark.parametrize("k", [1, 5, 8])
+def test_it_never_loses_much_to_the_better_of_plain_and_grid(cost, quality, boast, k):
+    best = min(float(cost[1]), pace("grid", cost, k, quality, boast))
+    assert pace("auto", cost, k, quality, boast) <= 1.05 * best
+
+
+def test_on_a_cpu_it_beats_both_clearly():
+    best = min(float(CPU[1]), pace("grid", CPU, 5, 0.85))
+    assert pace("auto", CPU, 5, 0.85) < 0.75 * best
+
+
+def test_worthless_masks_are_given_up_within_a_few_tokens_and_found_again():
+    world = World(AutoPlanner(5, CPU), CPU, 5, seed=1, boast=30).run(60, 0.01)
+    late = [plan.layout.rows for plan in world.plans[12:]]
+    assert np.mean([rows == 1 for rows in late]) > 0.85
+    world.boast = 1.0
+    world.run(300, 0.9)
+    last = world.plans[-40:]
+    assert np.mean([plan.layout.n_masks > 0 for plan in last]) > 0.9
+    assert np.mean([plan.drafts for plan in last]) > 1
+
+
+def test_unsure_drafts_are_not_judged_and_get_no_group():
+    planner = AutoPlanner(5, CPU)
+    sure, unsure = planner.next([0.97] * 5), planner.next([0.97, 0.03, 0.03, 0.03, 0.03])
+    assert sure.drafts == 5 and unsure.drafts == 1
+    assert sure.layout.masks[0] < sure.layout.masks[-1]  # masks stand where the run will stop
+
+
+def test_reliability_learns_that_boasts_are_empty():
+    reliability = Reliability(2)
+    assert reliability.chance(0, 0.9) == pytest.approx(0.9)
+    for _ in range(30):
+        reliability.observe(0, 0.9, False)
+    assert reliability.chance(0, 0.9) < 0.1
+    assert reliability.chance(1, 0.9) < 0.3  # the other slot is believed less too
+    for _ in range(60):
+        reliability.observe(0, 0.9, True)
+    assert reliability.chance(0, 0.9) > 0.6
+
+
+def test_the_cost_curve_never_falls_and_goes_on_as_it_ends():
+    cost = curve({1: 1.0, 4: 3.0, 6: 2.0, 10: 5.0}, 20)
+    assert np.all(np.diff(cost[1:]) >= 0)
+    assert cost[4] == cost[6] == 3.0
+    assert cost[19] - cost[18] == pytest.approx(4 / 9)
+
+
+def test_a_call_of_any_number_of_rows_can_be_made():
+    assert [layout_of(rows).rows for rows in range(1, 90)] == list(range(1, 90))
+
+
+def test_a_copy_is_found_behind_the_longest_sequence():
+    lookup = Lookup([1, 2, 3, 4, 9, 9, 2, 3])
+    assert lookup.drafts(3)[0] == [4, 9, 9]
+    lookup.extend([4])
+    drafts, sure = lookup.drafts(5)
+    assert drafts == [9, 9, 2, 3, 4] and sure > Lookup([1, 2, 5, 1, 2]).drafts(1)[1]
+    assert Lookup([1, 2, 3]).drafts(4) == ([], 0.0)
+    assert Lookup([]).drafts(4) == ([], 0.0)
