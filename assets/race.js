@@ -74,7 +74,7 @@ function spell(token, piece) {
 }
 
 function percent(probability) {
-  return probability === null ? "unknown probability" : `probability ${probability.toFixed(2)}`;
+  return probability === null ? "copied from the text so far" : `probability ${probability.toFixed(2)}`;
 }
 
 // ---------------------------------------------------------------- one lane

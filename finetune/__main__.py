@@ -31,6 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument("--limit", type=int, help="only the first LIMIT prompts")
     check.add_argument("--dtype", default="float32")
     check.add_argument("--device", default="cpu")
+    rivals = commands.add_parser("optimizers", help="train the base under several optimizers, and compare")
+    rivals.add_argument("--recipe", required=True)
+    rivals.add_argument("--run", type=Path, help="tokens (default runs/RECIPE)")
+    rivals.add_argument("--cache", type=Path, default=Path("cache"), help="downloaded packages")
+    rivals.add_argument("--steps", type=int, help="fewer than the recipe has")
     options = parser.parse_args(arguments)
 
     from finetune.build import build as run_build
@@ -44,6 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         recipe = load_recipe(options.recipe)
         run = options.run or Path("runs") / recipe.name
+        if options.command == "optimizers":
+            from finetune.compare import compare_optimizers
+
+            for row in compare_optimizers(recipe, run, options.cache, options.steps):
+                print(json.dumps(row))
+            return 0
         out = run_build(recipe, run, options.cache, options.out or run / "checkpoint", options.device)
     except (RecipeError, CorpusError, SpaceError) as error:
         print(f"finetune: {error}", file=sys.stderr)

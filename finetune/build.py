@@ -45,10 +45,7 @@ def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu"
         cache: downloaded packages, shared by all builds.
         out: the checkpoint; replaced when it holds one.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    corpus = _Corpus(recipe, cache)
-    tokenizer = _tokenizer(recipe, run, corpus)
-    meta = read_meta(run / "tokens") or pack(corpus.documents(), tokenizer, run / "tokens")
+    corpus, meta, tokenizer = base_tokens(recipe, run, cache)
     lm = pretrain(recipe, run / "tokens", run, meta, device)
     loss = heldout_loss(lm, heldout_batches(run / "tokens" / "heldout.bin", recipe.pretrain.seq_len))
     heldout = meta["heldout"]
@@ -94,6 +91,15 @@ def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu"
     os.replace(part, out)
     shutil.rmtree(old, ignore_errors=True)
     return out
+
+
+def base_tokens(recipe: Recipe, run: Path, cache: Path) -> tuple[_Corpus, dict[str, Any], Any]:
+    """Corpus, tokens' description and tokenizer of a recipe, made where `run` does not hold them."""
+    run.mkdir(parents=True, exist_ok=True)
+    corpus = _Corpus(recipe, cache)
+    tokenizer = _tokenizer(recipe, run, corpus)
+    meta = read_meta(run / "tokens") or pack(corpus.documents(), tokenizer, run / "tokens")
+    return corpus, meta, tokenizer
 
 
 class _Corpus:

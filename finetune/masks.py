@@ -37,18 +37,15 @@ from space_core.layout import Layout
 from space_core.metrics import tokens_per_call
 from space_core.model import Masks, SpaceModel
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
 class GatedMasks(nn.Module):
     """What the gated method trains: one embedding per slot and the adapter."""
 
-    def __init__(self, lm: Any, k: int, rank: int, seed: int) -> None:
+    def __init__(self, lm: Any, plan: MaskTraining, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
         mean = lm.get_input_embeddings().weight.detach().mean(0)
-        self.embeddings = nn.Parameter(mean.repeat(k, 1))
-        self.adapter = GatedAdapter(lm, TARGETS, rank)
+        self.embeddings = nn.Parameter(mean.repeat(plan.k, 1))
+        self.adapter = GatedAdapter(lm, plan.targets, plan.rank)
 
 
 def train_masks(
@@ -134,7 +131,7 @@ def train_masks(
 class _Gated:
     def __init__(self, lm: Any, plan: MaskTraining, seed: int) -> None:
         self.lm, self.plan = lm.eval().requires_grad_(False), plan
-        self.trained = GatedMasks(lm, plan.k, plan.rank, seed)
+        self.trained = GatedMasks(lm, plan, seed)
 
     def loss(self, sequences: Tensor, prompt: int, random: torch.Generator) -> tuple[Tensor, int]:
         """Mean cross-entropy of the masks of dense groups. sequences: [batch, length]."""

@@ -78,6 +78,7 @@ class MaskTraining:
     k: int = 5
     method: str = "gated"
     rank: int = 32
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     groups: int = 24
     until_fail: float = 1.0
     soft: float = 0.0

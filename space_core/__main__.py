@@ -1,4 +1,4 @@
-"""The command line: `python -m space_core generate …`.
+"""The command line: `python -m space_core generate …` and `python -m space_core bench …`.
 
 Exit code 0 on success, 2 on bad input with one clear line on stderr.
 """
@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 from space_core.bundled import default_checkpoint
-from space_core.errors import PromptError, SpaceError
+from space_core.errors import PromptError, SettingError, SpaceError
 from space_core.settings import Settings
 from space_core.trace import Step, Trace
 
@@ -32,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Before torch is imported: spinning OpenMP threads starve each other on a busy small machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = _parser().parse_args(arguments)
+    options.typed = shlex.join(sys.argv[1:] if arguments is None else arguments)
     try:
         result: int = options.run(options)
         return result
@@ -46,15 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def generate(options: argparse.Namespace) -> int:
     """Decode one prompt; print the text, or with --json the whole trace."""
-    settings = Settings(
-        k=options.k,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        seed=options.seed,
-        plan=options.plan,
-    )
+    settings = _settings(options, options.k)
     prompt = read_prompt(options.prompt_file)
     _quiet()
     import space_core
@@ -90,6 +85,131 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def bench(options: argparse.Namespace) -> int:
+    """Run the benchmark; print a table, or JSON."""
+    if options.json not in (None, "-"):
+        from space_core.bench import check_output
+
+        check_output(Path(options.json))
+    result, text = bench_calls(options) if options.what == "calls" else bench_prompts(options)
+    if options.json == "-":
+        print(json.dumps(result))
+        return 0
+    if options.json is not None:
+        from space_core.bench import write
+
+        write(Path(options.json), result)
+    print(text)
+    return 0
+
+
+def bench_prompts(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Prompts × methods: the result as JSON ("space-bench/1"), and as a table."""
+    if options.prompts is None:
+        raise PromptError("bench needs prompts: --prompts F.jsonl")
+    ks = tuple(range(1, 9)) if options.sweep else options.k or (Settings().k,)
+    settings, *_ = (_settings(options, k) for k in ks)
+    _quiet()
+    import space_core
+    from space_core import bench, prompts, scores
+
+    lines = bench.columns(options.methods, ks, options.plan)
+    asked = prompts.read_prompts(Path(options.prompts), options.limit)
+    found: list[scores.Summary] = []
+    skipped: dict[scores.Skip, None] = {}
+    from tqdm import tqdm
+
+    warmup = min(options.warmup, len(asked))
+    with tqdm(total=len(options.dtype) * (warmup + options.repetitions * len(asked)), disable=None) as bar:
+        for dtype in _dtypes(options.dtype):
+            model = space_core.load(
+                options.model or default_checkpoint(), options.device, dtype, options.mask_token_id
+            )
+            if not found:  # one number of threads for all dtypes
+                space_core.tune_threads(model)
+            draft = None
+            if options.draft_model is not None:
+                draft = space_core.load(options.draft_model, options.device, dtype)
+            measured = bench.measure(
+                model,
+                asked,
+                lines,
+                settings,
+                repetitions=options.repetitions,
+                warmup=warmup,
+                draft=draft,
+                progress=bar.update,
+            )
+            found += bench.summarize(measured)
+            skipped |= dict.fromkeys(measured.skipped)
+    result = {
+        "format": bench.FORMAT,
+        **_head(options),
+        **bench.machine(model.device),
+        "model": model.name,
+        "draft": None if draft is None else draft.name,
+        "dtype": ",".join(options.dtype),
+        "settings": settings.to_json(),
+        "repetitions": options.repetitions,
+        "prompts": len(asked) - len({skip.prompt for skip in skipped if skip.turn == 0}),
+        "skipped": scores.to_json([*skipped]),
+        "methods": scores.to_json(found),
+    }
+    tables = scores.report(found, [*skipped], settings.greedy)
+    return result, f"{_title(result)}, {result['prompts']} prompts\n\n{tables}"
+
+
+def bench_calls(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Seconds of a call by its rows: the result as JSON ("space-bench-calls/1"), and as a table."""
+    if options.model and options.shape:
+        raise SettingError("shape", "--shape makes a model, --model opens one: give one of them")
+    _quiet()
+    import space_core
+    from space_core import bench, calls, scores
+
+    found: list[calls.CallTime] = []
+    for dtype in _dtypes(options.dtype):
+        if options.shape:
+            model = calls.random_llama(options.shape, options.device, dtype)
+        else:
+            model = space_core.load(
+                options.model or default_checkpoint(), options.device, dtype, options.mask_token_id
+            )
+        if not found:
+            space_core.tune_threads(model)
+        contexts = calls.contexts_for(model, options.context)
+        found += calls.measure(model, options.rows or calls.ROWS, contexts)
+    result = {
+        "format": calls.FORMAT,
+        **_head(options),
+        **bench.machine(model.device),
+        "model": calls.describe(model),
+        "calls": scores.to_json(found),
+    }
+    return result, f"{_title(result)}\n\n{calls.report(found)}"
+
+
+def _title(result: dict[str, Any]) -> str:
+    return f"{result['model']}\n{result['device']}, {result['threads']} threads"
+
+
+def _head(options: argparse.Namespace) -> dict[str, str]:
+    return {
+        "command": f"python -m space_core {options.typed}",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _dtypes(names: Sequence[str]) -> Sequence[str]:
+    """The names, all known: the last one is not to fail after an hour."""
+    from space_core.checkpoint import DTYPES
+
+    for name in names:
+        if name not in DTYPES:
+            raise SettingError("dtype", f"dtype must be one of {', '.join(DTYPES)}, not {name!r:.40}")
+    return names
+
+
 def read_prompt(name: str) -> str:
     """A prompt from a file, or from standard input for "-".
 
@@ -121,26 +241,95 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--method", choices=("vanilla", "space"), default="space")
     command.add_argument("--plan", choices=("auto", "grid"), default="auto", help="rows of a call")
     command.add_argument("--json", action="store_true", help="print the trace as one JSON object")
+    command.add_argument("--k", type=int, default=Settings().k, help="drafts per call")
     _add_model(command)
     _add_settings(command)
+    _add_bench(commands.add_parser("bench", help="measure methods on prompts, or calls by their rows"))
     return parser
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
+def _add_bench(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=bench)
+    command.add_argument(
+        "what",
+        nargs="?",
+        choices=("prompts", "calls"),
+        default="prompts",
+        help="prompts × methods (the default), or seconds of a call by its rows",
+    )
+    command.add_argument("--json", metavar="OUT", help='write the result here, "-" for stdout')
+    _add_model(command, dtypes=True)
+    of_prompts = command.add_argument_group("prompts")
+    of_prompts.add_argument("--prompts", metavar="F.jsonl", help="in HumanEval's or Spec-Bench's form")
+    of_prompts.add_argument("--methods", type=_names, default=("space",), help="with commas")
+    of_prompts.add_argument("--draft-model", metavar="DIR", help="the draft model of assisted")
+    of_prompts.add_argument("--plan", choices=("auto", "grid"), default="auto", help="rows of space")
+    of_prompts.add_argument("--k", type=_counts, help="drafts per call; several with commas")
+    of_prompts.add_argument("--sweep", choices=("k",), help="every space method with k = 1..8")
+    of_prompts.add_argument("--limit", type=_count, help="only so many prompts")
+    of_prompts.add_argument("--repetitions", type=_count, default=1)
+    of_prompts.add_argument("--warmup", type=_whole, default=1, help="prompts decoded before the clock")
+    _add_settings(of_prompts)
+    of_calls = command.add_argument_group("calls")
+    of_calls.add_argument("--shape", help="random weights of this size: 16M, 100M, 1B or 7B")
+    of_calls.add_argument("--rows", type=_counts, help="with commas")
+    of_calls.add_argument("--context", type=_counts, help="tokens in the cache; several with commas")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError("names nothing")
+    return names
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in text.split(","))
+
+
+def _count(text: str) -> int:
+    number = _whole(text)
+    if not number:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _whole(text: str) -> int:
+    if not text.strip().isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no whole number")
+    return int(text)
+
+
+def _add_model(command: argparse.ArgumentParser, dtypes: bool = False) -> None:
     command.add_argument("--model", metavar="DIR_OR_HUB_ID", help="default: the bundled checkpoint")
-    command.add_argument("--dtype", default="float32", help="float64, float32, bfloat16 or float16")
+    names = "float64, float32, bfloat16 or float16"
+    if dtypes:
+        command.add_argument("--dtype", type=_names, default=("float32",), help=f"{names}; with commas")
+    else:
+        command.add_argument("--dtype", default="float32", help=names)
     command.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto")
     command.add_argument("--mask-token-id", type=int, help="id of [M] in an official-format checkpoint")
 
 
-def _add_settings(command: argparse.ArgumentParser) -> None:
+def _add_settings(command: argparse._ActionsContainer) -> None:
     defaults: Any = Settings()
-    command.add_argument("--k", type=int, default=defaults.k, help="drafts per call")
     command.add_argument("--max-new-tokens", type=int, default=defaults.max_new_tokens)
     command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     command.add_argument("--top-p", type=float, default=1.0)
     command.add_argument("--top-k", type=int, default=0)
     command.add_argument("--seed", type=int, default=0)
+
+
+def _settings(options: argparse.Namespace, k: int) -> Settings:
+    return Settings(
+        k=k,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        seed=options.seed,
+        plan=options.plan,
+    )
 
 
 def _quiet() -> None:

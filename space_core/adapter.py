@@ -84,8 +84,11 @@ class GatedAdapter(nn.Module):
                 update = nn.functional.linear(nn.functional.linear(x[..., first:, :], a), b)
                 return torch.cat([y[..., :first, :], y[..., first:, :] + scale * update], dim=-2)
             # Decoding has one text, and neither copies nor launches to spare: two products, in place.
-            for rows, outputs in ((x, y),) if x.ndim == 2 else zip(x, y, strict=True):
-                outputs[first:].addmm_(nn.functional.linear(rows[first:], a), b.t(), alpha=scale)
+            if x.ndim == 3 and len(x) == 1:
+                y[0, first:].addmm_(nn.functional.linear(x[0, first:], a), b.t(), alpha=scale)
+            else:
+                update = nn.functional.linear(nn.functional.linear(x[..., first:, :], a), b)
+                y[..., first:, :].add_(update, alpha=scale)
             return y
 
         return forward

@@ -102,7 +102,7 @@ class Drafts:
 
     Attributes:
         ids: the tokens.
-        probs: probability of each under the distribution it comes from.
+        probs: probability of each under the distribution it was drawn from; none for copies.
         sure: largest probability of each distribution, which knows nothing of the token drawn.
         tokens: `ids` on the device. int64 [n], or None without drafts.
         q: distributions they were drawn from, when sampling. float [n, V].
@@ -217,7 +217,7 @@ class _Run:
         if not self.settings.greedy:
             dtype = torch.float32 if device.type == "mps" else torch.float64
             q = torch.zeros(len(ids), size, dtype=dtype, device=device).scatter_(1, tokens[:, None], 1)
-        return Drafts(tuple(ids), (1.0,) * len(ids), (sure,) * len(ids), tokens, q, copied=True)
+        return Drafts(tuple(ids), (), (sure,) * len(ids), tokens, q, copied=True)
 
     def stood(self, tried: Drafts, judged: int, accepted: int, own: int) -> list[bool]:
         """Of the drafts that were at hand, which were right, up to the first wrong one.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from space_core.trace import Trace
+from space_core.trace import Trace, longest_common_prefix
 
 
 def is_loop(ids: Sequence[int], n: int = 4) -> bool:
@@ -44,3 +44,23 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     ordered = sorted(values)
     last = len(ordered) - 1
     return ordered[last // 4], median(ordered), ordered[last - last // 4]
+
+
+def rows_per_call(traces: Iterable[Trace]) -> float:
+    """Mean rows of a call; the first call of each run, which reads the prompt, is left out."""
+    rows = [step.rows for trace in traces for step in trace.steps[1:]]
+    return sum(rows) / len(rows) if rows else 0.0
+
+
+def tokens_per_second(tokens: int, seconds: float) -> float:
+    return tokens / seconds if seconds > 0 else 0.0
+
+
+def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
+    """Index of the first token in which two outputs differ; None for equal ones.
+
+    Where one output is the beginning of the other, that is the length of the shorter one.
+    """
+    if tuple(left) == tuple(right):
+        return None
+    return longest_common_prefix(left, right)

@@ -104,7 +104,7 @@ class AutoPlanner:
         self.k, self.cost = k, cost
         self.reliability = {False: Reliability(k), True: Reliability(k)}
         # Chances that drafts 1..i of a fresh group all stand; the guess holds for a few calls.
-        self.chances = Average((0.6 if trained else 0.2) ** np.arange(1, k + 1), weight=3.0)
+        self.chances = Average(np.power(0.6 if trained else 0.2, np.arange(1, k + 1)), weight=3.0)
         self.tokens = Average(np.array([1.3]), weight=8.0)
         self.seconds = Average(cost[1:2], weight=8.0)
         self.row = float(cost[2 * k] - cost[1]) / (2 * k - 1)

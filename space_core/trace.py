@@ -51,8 +51,8 @@ class Step:
         drafts: the tokens this call verified, guessed by the call before.
         rows: rows (tokens and masks) fed to the model in this call; the prompt's rows included.
         seconds: wall-clock of the whole call, device synchronised at both ends.
-        draft_probs: probability its mask row gave each of `drafts`; same length. 1 for a draft that
-            was copied from the text so far.
+        draft_probs: probability its mask row gave each of `drafts`; same length, but empty for drafts
+            that were copied from the text so far.
         copied: whether `drafts` were copied from the text so far, and not guessed by masks.
         groups: masks fed per mask group; groups[g] stands behind g accepted drafts. Empty for
             plain decoding.

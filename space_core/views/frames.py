@@ -37,7 +37,7 @@ class State(StrEnum):
 Piece = tuple[str, str]
 """A token's text and its origin (`trace.Origin`)."""
 Guess = tuple[str, float | None]
-"""A draft's text and the probability that its mask row gave it."""
+"""A draft's text and the probability that its mask row gave it; None if it was copied from the text."""
 
 
 class Call(TypedDict):

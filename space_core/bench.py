@@ -1,0 +1,247 @@
+"""The benchmark: prompts × methods on one model ("space-bench/1").
+
+All methods decode each prompt one after another, and the order rotates from prompt to prompt, so
+that a machine which grows warm or busy hurts them alike. A run's seconds are the wall-clock from
+handing over the prompt ids to the last token, for every method. Vanilla runs in every benchmark:
+speed-ups and differences are against its runs of the same prompts in the same minutes.
+
+This room runs decoders; what is made of their traces is in `scores`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import space_core
+from space_core import peers
+from space_core.decoders import space, vanilla
+from space_core.errors import PromptError, SettingError
+from space_core.model import SpaceModel
+from space_core.prompts import Prompt, answer, turn_ids
+from space_core.scores import Run, Skip, Summary, summary
+from space_core.settings import MAX_SEED, Plan, Settings
+from space_core.trace import Trace
+
+FORMAT = "space-bench/1"
+
+
+class Method(StrEnum):
+    """Ways to decode, by their names on the command line."""
+
+    VANILLA = "vanilla"
+    SPACE = "space"
+    SPACE_GRID = "space-grid"
+    SPACE_AUTO = "space-auto"
+    GENERATE = "generate"
+    PROMPT_LOOKUP = "prompt-lookup"
+    ASSISTED = "assisted"
+
+
+PEERS = {
+    Method.GENERATE: peers.Peer.GENERATE,
+    Method.PROMPT_LOOKUP: peers.Peer.PROMPT_LOOKUP,
+    Method.ASSISTED: peers.Peer.ASSISTED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One way to decode: a line of the table.
+
+    Attributes:
+        k: drafts per call of SPACE; 0 for the other methods.
+        plan: rows of SPACE's calls; None for the other methods.
+    """
+
+    method: Method
+    k: int = 0
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Runs of each column, in the same order of prompts, turns and repetitions for all of them."""
+
+    runs: dict[Column, tuple[Run, ...]]
+    skipped: tuple[Skip, ...]
+
+
+def columns(names: Iterable[str], ks: Sequence[int], plan: Plan | str) -> tuple[Column, ...]:
+    """The table's lines: vanilla first, SPACE once for each k.
+
+    Args:
+        names: of methods, as a user writes them.
+        plan: what "space" means.
+
+    Raises:
+        SettingError: for a name that is no method.
+    """
+    plans = {
+        Method.SPACE: Plan(plan),
+        Method.SPACE_GRID: Plan.GRID,
+        Method.SPACE_AUTO: Plan.AUTO,
+    }
+    found = [Column(Method.VANILLA)]
+    for name in names:
+        if name not in list(Method):
+            raise SettingError("methods", f"unknown method {name!r:.40}: known are {', '.join(Method)}")
+        method = Method(name)
+        if method in plans:
+            found += [Column(method, k, plans[method]) for k in ks]
+        else:
+            found.append(Column(method))
+    return tuple(dict.fromkeys(found))
+
+
+def measure(
+    model: SpaceModel,
+    prompts: Sequence[Prompt],
+    lines: Sequence[Column],
+    settings: Settings,
+    *,
+    repetitions: int = 1,
+    warmup: int = 1,
+    draft: SpaceModel | None = None,
+    progress: Callable[[], object] = lambda: None,
+) -> Measured:
+    """Run every column on every prompt.
+
+    Args:
+        settings: the request; k and plan are the columns'. When sampling, each repetition has a
+            seed of its own.
+        warmup: prompts that are decoded once beforehand and not counted.
+        draft: the draft model of `assisted`.
+        progress: called after each prompt, warm-up included.
+
+    Raises:
+        CheckpointError: for `assisted` without a draft model of the same vocabulary.
+    """
+    if any(line.method is Method.ASSISTED for line in lines):
+        peers.check_draft(model, draft)
+    runs: dict[Column, list[Run]] = {line: [] for line in lines}
+    skipped: dict[Skip, None] = {}
+    todo: list[tuple[Prompt, int | None]] = [(prompt, None) for prompt in prompts[:warmup]]
+    todo += [(prompt, repetition) for repetition, prompt in product(range(repetitions), prompts)]
+    for count, (prompt, repetition) in enumerate(todo):
+        shift = count % len(lines)
+        request = settings
+        if not settings.greedy:
+            request = replace(settings, seed=(settings.seed + (repetition or 0)) % (MAX_SEED + 1))
+        said: dict[Column, list[str]] = {line: [] for line in lines}
+        for turn in range(len(prompt.turns)):
+            try:
+                done = {
+                    line: _decode(model, turn_ids(model, prompt, said[line]), request, line, draft)
+                    for line in (*lines[shift:], *lines[:shift])
+                }
+            except PromptError as error:
+                skipped[Skip(prompt.id, turn, str(error))] = None
+                break
+            for line, (trace, seconds) in done.items():
+                said[line].append(answer(model, trace.output_ids))
+                if repetition is not None:
+                    runs[line].append(Run(prompt.id, prompt.category, turn, repetition, trace, seconds))
+        progress()
+    return Measured({line: tuple(found) for line, found in runs.items()}, tuple(skipped))
+
+
+def _decode(
+    model: SpaceModel, ids: list[int], settings: Settings, line: Column, draft: SpaceModel | None
+) -> tuple[Trace, float]:
+    """One run, and its seconds on the clock."""
+    peer = PEERS.get(line.method)
+    if peer is not None:
+        trace = peers.run(model, ids, settings, peer, draft)
+        return trace, trace.seconds
+    decoder = vanilla
+    if line.plan is not None:
+        decoder, settings = space, replace(settings, k=line.k, plan=line.plan)
+    start = model.clock()
+    steps = tuple(decoder(model, ids, settings))
+    seconds = model.clock() - start
+    trace = Trace(
+        model=model.name,
+        method=str(line.method),
+        k=line.k,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        prompt_ids=tuple(ids),
+        steps=steps,
+        settings=settings.to_json(),
+    )
+    return trace, seconds
+
+
+def summarize(measured: Measured) -> tuple[Summary, ...]:
+    """One summary for each column.
+
+    Raises:
+        PromptError: where no prompt could be decoded at all.
+    """
+    if not any(measured.runs.values()):
+        raise PromptError(f"no prompt could be decoded: {measured.skipped[0].reason}")
+    reference = measured.runs[Column(Method.VANILLA)]
+    return tuple(
+        summary(str(line.method), line.k, line.plan, runs, reference) for line, runs in measured.runs.items()
+    )
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What numbers of a benchmark depend on, for the head of its JSON."""
+    return {
+        "device": device_name(device),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "space_core": space_core.__version__,
+        },
+        "threads": torch.get_num_threads(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's or the processor's name, for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def check_output(path: Path) -> None:
+    """Whether a file can be written there: asked before hours of work, not behind them.
+
+    Raises:
+        SettingError: where it cannot.
+    """
+    path = path.resolve()
+    writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+    if not writable or (path.exists() and not path.is_file()):
+        raise SettingError("json", f"cannot write {path}: name a file in a folder that exists")
+
+
+def write(path: Path, data: dict[str, Any]) -> None:
+    """JSON to a file, whole or not at all."""
+    path = path.resolve()  # a link is kept, and what it points to replaced
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
