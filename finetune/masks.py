@@ -37,6 +37,7 @@ from space_core.layout import Layout
 from space_core.metrics import tokens_per_call
 from space_core.model import Masks, SpaceModel
 
+
 class GatedMasks(nn.Module):
     """What the gated method trains: one embedding per slot and the adapter."""
 

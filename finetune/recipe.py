@@ -50,12 +50,16 @@ class Pretrain:
 
 @dataclass(frozen=True, slots=True)
 class Distill:
-    """The model's own continuations: `prompts` of each length in `prompt_lengths`."""
+    """The model's own continuations: `prompts`, equally many of each length in `prompt_lengths`.
+
+    `loops` is the share of continuations that may run in circles; more of them are dropped.
+    """
 
     prompts: int
     prompt_lengths: tuple[int, ...]
     new_tokens: int
     batch: int = 64
+    loops: float = 0.15
     sampled_share: float = 0.2
     temperature: float = 0.8
 

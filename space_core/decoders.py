@@ -161,6 +161,8 @@ class _Run:
         # decoder has a stream of its own: lanes of one race are independent draws.
         self.random = torch.Generator().manual_seed(2 * settings.seed % 2**63 + stream)
         self.warpers = LogitsProcessorList(_warpers(settings))
+        self.vocabulary = 0
+        """Width of the logits, known from the first call on."""
         self.judge = verify_block if settings.verification is Verification.BLOCK else verify_sampled
 
     def distribution(self, logits: Tensor) -> Tensor:
@@ -176,6 +178,7 @@ class _Run:
 
     def verify(self, logits: Tensor, drafts: Drafts) -> Verdict:
         """Judge the drafts by the logits of the real rows. [1 + len(drafts), V]"""
+        self.vocabulary = logits.shape[-1]
         tokens = drafts.tokens
         if tokens is None:
             tokens = torch.empty(0, dtype=torch.long, device=logits.device)
@@ -209,9 +212,11 @@ class _Run:
 
     def copied(self, ids: list[int], sure: float) -> Drafts:
         """Drafts that are certain of one token each: their distribution has no other."""
+        if self.model.mask_token_id in ids:  # where a prompt spells [M]
+            ids = ids[: ids.index(self.model.mask_token_id)]
         if not ids:
             return Drafts()
-        device, size = self.model.device, self.model.lm.get_output_embeddings().weight.shape[0]
+        device, size = self.model.device, self.vocabulary
         tokens = torch.tensor(ids, device=device)
         q = None
         if not self.settings.greedy:

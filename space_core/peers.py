@@ -97,9 +97,12 @@ def lane(
     both ends; a draft model's time is part of the step that verified its drafts. Closing this
     generator ends the thread before another call is made.
 
-    Arguments and errors are those of `run`.
+    Arguments and errors are those of `run`; a request that cannot run fails here, not at its first step.
     """
-    request = _Request(model, prompt_ids, settings, method, draft)
+    return _steps(_Request(model, prompt_ids, settings, method, draft))
+
+
+def _steps(request: _Request) -> Iterator[Step]:
     worker = _Worker(request)
     try:
         while True:

@@ -12,6 +12,7 @@ from itertools import accumulate
 import plotly.graph_objects as go
 
 from space_core.trace import Origin, Trace
+from space_core.views.lanes import NAMES
 
 INK = "#737b8c"
 GRID = "rgba(128, 136, 150, 0.22)"
@@ -28,8 +29,14 @@ WORDS = {
     Origin.OWN: "own",
 }
 ACCENT = "#6366f1"
-SPACE = ("SPACE", ACCENT, "solid")
-PLAIN = ("vanilla", "#8b93a3", "dot")
+LINES = {
+    "space": (ACCENT, "solid"),
+    "vanilla": ("#8b93a3", "dot"),
+    "generate": ("#3b8fc4", "dashdot"),
+    "prompt-lookup": ("#b7791f", "dash"),
+    "assisted": ("#c2574f", "9px,2px"),
+}
+"""Colour and dash of each lane. None of them is a mark's colour."""
 FONT = "IBM Plex Sans, system-ui, sans-serif"
 
 
@@ -63,10 +70,11 @@ def calls_figure(space: Trace) -> go.Figure:
     return figure
 
 
-def clock_figure(space: Trace, vanilla: Trace) -> go.Figure:
-    """Tokens of both lanes over the seconds of their own calls: the race as the clock saw it."""
+def clock_figure(space: Trace, vanilla: Trace, *others: Trace) -> go.Figure:
+    """Tokens of every lane over the seconds of its own calls: the race as the clock saw it."""
     figure = _figure("Tokens over each lane's own seconds", "seconds", None)
-    for trace, (name, color, dash) in ((vanilla, PLAIN), (space, SPACE)):
+    for trace in (vanilla, *others, space):
+        name, (color, dash) = NAMES[trace.method], LINES[trace.method]
         figure.add_scatter(
             x=[0.0, *accumulate(step.seconds for step in trace.steps)],
             y=[0, *accumulate(len(step.emitted) for step in trace.steps)],

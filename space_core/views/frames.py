@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, NotRequired, TypedDict
 from space_core.detokenize import Detokenizer
 from space_core.settings import Settings
 from space_core.trace import Step, Stop, Trace
+from space_core.views.lanes import MAIN
 from space_core.views.verdict import Verdict, verdict
 
 FORMAT: Final = "space-frames/1"
@@ -100,9 +101,10 @@ class Race:
     """The fold of one race: Steps go in, frames and traces come out. One visitor's, never shared.
 
     Args:
-        lanes: their names, in the order in which they are shown.
+        lanes: their names (`views.lanes`), in the order in which they are shown; SPACE and vanilla
+            among them.
         tokenizer: of transformers, to spell tokens.
-        prompt_ids, prompt: what both lanes continue.
+        prompt_ids, prompt: what all lanes continue.
         settings: the request.
         model, device, dtype: what runs, as text.
     """
@@ -161,7 +163,12 @@ class Race:
         return frame
 
     def verdict(self) -> Verdict:
-        return verdict(self.trace("space"), self.trace("vanilla"), stopped=self.state != State.DONE)
+        space, vanilla, *others = self.traces()
+        return verdict(space, vanilla, others, stopped=self.state != State.DONE)
+
+    def traces(self) -> list[Trace]:
+        """All runs so far: SPACE's, vanilla's, and the further lanes' in their order."""
+        return [self.trace(name) for name in (*MAIN, *(name for name in self._lanes if name not in MAIN))]
 
     def trace(self, lane: str) -> Trace:
         """The lane's run so far."""

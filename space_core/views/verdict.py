@@ -1,4 +1,6 @@
-"""What a race showed, in words: a fold over the two lanes' traces.
+"""What a race showed, in words: a fold over the lanes' traces.
+
+The race is SPACE's against vanilla; a further lane gets one clause behind it.
 
 Nothing is assumed: that the outputs are identical is computed from the token ids, a slow-down is
 told as plainly as a gain, and a comparison of unequal outputs says how it was made.
@@ -6,9 +8,11 @@ told as plainly as a gain, and a comparison of unequal outputs says how it was m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 from space_core.trace import Trace, longest_common_prefix
+from space_core.views.lanes import NAMES
 
 EVEN = 0.03
 """Speeds closer than this count as the same: two runs on one machine differ by as much."""
@@ -35,11 +39,12 @@ class Verdict(TypedDict):
     speedup: float | None
 
 
-def verdict(space: Trace, vanilla: Trace, stopped: bool = False) -> Verdict:
-    """Compare the SPACE lane with the plain one.
+def verdict(space: Trace, vanilla: Trace, others: Sequence[Trace] = (), stopped: bool = False) -> Verdict:
+    """Compare the SPACE lane with the plain one, and say in short how the others did.
 
     Args:
         space, vanilla: the lanes' runs; the settings in `space` say whether they were greedy.
+        others: the further lanes' runs, by their `method`.
         stopped: the race was broken off (`space.stop` says why), so the lanes hold what they had.
     """
     if not space.steps or not vanilla.steps:
@@ -54,11 +59,14 @@ def verdict(space: Trace, vanilla: Trace, stopped: bool = False) -> Verdict:
     speedup = _speedup(space, vanilla)
     headline, tone = _speed_words(speedup)
     badge, finding, identical = _identity(space, vanilla, stopped)
+    if identical and any(_split(other, vanilla, stopped) is not None for other in others):
+        badge = "SPACE and vanilla identical" + (" so far" if stopped else "")
     parts = [
         f"SPACE: {_count(space.calls, 'call')}, {space.seconds:.2f} s",
         f"vanilla: {_count(vanilla.calls, 'call')}, {vanilla.seconds:.2f} s",
-        f"{space.tokens_per_call:.1f} tokens per call, {headline}{_basis(space, vanilla)}",
+        f"{space.tokens_per_call:.1f} tokens per call, {headline}{_basis('SPACE', space, vanilla)}",
         finding,
+        *(_clause(other, vanilla, stopped) for other in others),
     ]
     sentence = _how_it_ended(space, vanilla, stopped) + "; ".join(parts) + "."
     if identical is False:
@@ -73,11 +81,28 @@ def verdict(space: Trace, vanilla: Trace, stopped: bool = False) -> Verdict:
     )
 
 
-def _speedup(space: Trace, vanilla: Trace) -> float | None:
+def _clause(other: Trace, vanilla: Trace, stopped: bool) -> str:
+    """What a further lane showed, held against vanilla."""
+    name = NAMES[other.method]
+    if not other.steps:
+        return f"{name}: no call yet"
+    words, tone = _speed_words(_speedup(other, vanilla))
+    than = "" if tone == "even" else " than vanilla"
+    parts = [
+        f"{name}: {_count(other.calls, 'call')}, {other.seconds:.2f} s",
+        f"{words}{than}{_basis('it', other, vanilla)}",
+    ]
+    split = _split(other, vanilla, stopped)
+    if split is not None:
+        parts.append(f"its output differs from token {split + 1} on{_why(other)}")
+    return ", ".join(parts)
+
+
+def _speedup(ours: Trace, vanilla: Trace) -> float | None:
     """Ratio of tokens per second; with equal counts, the ratio of the seconds."""
-    if not space.seconds or not vanilla.seconds:
+    if not ours.seconds or not vanilla.seconds:
         return None
-    return (len(space.output_ids) / space.seconds) / (len(vanilla.output_ids) / vanilla.seconds)
+    return (len(ours.output_ids) / ours.seconds) / (len(vanilla.output_ids) / vanilla.seconds)
 
 
 def _speed_words(speedup: float | None) -> tuple[str, Literal["good", "even", "bad"]]:
@@ -95,11 +120,28 @@ def _ratio(value: float) -> str:
     return f"{value:.1f}" if value >= 1.15 else f"{value:.2f}"
 
 
-def _basis(space: Trace, vanilla: Trace) -> str:
-    ours, theirs = len(space.output_ids), len(vanilla.output_ids)
+def _basis(who: str, trace: Trace, vanilla: Trace) -> str:
+    ours, theirs = len(trace.output_ids), len(vanilla.output_ids)
     if ours == theirs:
         return ""
-    return f" by tokens per second (SPACE wrote {ours}, vanilla {theirs})"
+    return f" by tokens per second ({who} wrote {ours}, vanilla {theirs})"
+
+
+def _split(ours: Trace, vanilla: Trace, stopped: bool) -> int | None:
+    """Where greedy outputs part, from 0; None where they do not, or may."""
+    if ours.settings.get("temperature", 0.0):
+        return None
+    left, right = ours.output_ids, vanilla.output_ids
+    shared = longest_common_prefix(left, right)
+    if left == right or (stopped and shared == min(len(left), len(right))):
+        return None
+    return shared
+
+
+def _why(trace: Trace) -> str:
+    if trace.dtype not in HALF_PRECISION:
+        return ""
+    return f" ({trace.dtype} can flip the choice where two tokens are nearly as likely)"
 
 
 def _identity(space: Trace, vanilla: Trace, stopped: bool) -> tuple[str, str, bool | None]:
@@ -111,15 +153,14 @@ def _identity(space: Trace, vanilla: Trace, stopped: bool) -> tuple[str, str, bo
         )
         return "same distribution", finding, None
     ours, theirs = space.output_ids, vanilla.output_ids
-    shared = longest_common_prefix(ours, theirs)
-    if stopped and shared == min(len(ours), len(theirs)):
-        return "identical so far", f"outputs identical for the {_count(shared, 'token')} both have", True
-    if ours == theirs:
-        return "outputs identical", "outputs identical", True
-    why = ""
-    if space.dtype in HALF_PRECISION:
-        why = f" ({space.dtype} can flip the choice where two tokens are nearly as likely)"
-    return f"outputs differ at token {shared + 1}", f"outputs differ from token {shared + 1} on{why}", False
+    split = _split(space, vanilla, stopped)
+    if split is not None:
+        finding = f"outputs differ from token {split + 1} on{_why(space)}"
+        return f"outputs differ at token {split + 1}", finding, False
+    if stopped:
+        both = _count(min(len(ours), len(theirs)), "token")
+        return "identical so far", f"outputs identical for the {both} both have", True
+    return "outputs identical", "outputs identical", True
 
 
 def _how_it_ended(space: Trace, vanilla: Trace, stopped: bool) -> str:
