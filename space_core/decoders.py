@@ -66,18 +66,18 @@ def space(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) -> I
         start = model.clock()
         judged = model.call(layout, [*last, *drafts.ids], run.cache)
         verdict = run.verify(judged.real, drafts)
-        accepted, own, guessed = run.fetch(verdict, run.draft(judged.guesses(verdict.accepted)))
+        accepted, own, guesses = run.fetch(verdict, run.draft(judged.guesses(verdict.accepted)))
         run.cache.commit(run.length + accepted)
         emitted, stop = run.emit([*drafts.ids[:accepted], own])
-        fresh = guessed.first(len(layout.drafting_rows(accepted)))
+        guesses = guesses.first(len(layout.drafting_rows(accepted)))
         planner.learn(run.stood(tried, len(drafts), accepted, own), len(emitted))
+        copies = Drafts()
         if lookup:
             lookup.extend(emitted)
-            copy = run.copied(*lookup.drafts(settings.k))
-            if planner.worth(copy.sure, True) > planner.worth(fresh.sure):
-                fresh = copy
-        plan = planner.next(fresh.sure, fresh.copied)
-        chosen = Drafts() if stop else fresh.first(plan.drafts)
+            copies = run.copied(*lookup.drafts(settings.k))
+        plan = planner.next(guesses.sure, copies.sure)
+        tried = copies if plan.copied else guesses
+        chosen = Drafts() if stop else tried.first(plan.drafts)
         yield Step(
             emitted=tuple(emitted),
             accepted=min(accepted, len(emitted)),
@@ -93,7 +93,7 @@ def space(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) -> I
         )
         if stop:
             return
-        last, drafts, tried, layout = emitted[-1:], chosen, fresh, plan.layout
+        last, drafts, layout = emitted[-1:], chosen, plan.layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,34 +45,33 @@ FIRST_PAUSE, LONGEST_PAUSE = 6, 96
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Rows of the next call: how many of the drafts at hand, and the layout that holds them."""
+    """Rows of the next call: how many of which drafts, and the layout that holds them."""
 
     drafts: int
     layout: Layout
+    copied: bool = False
+    """The drafts are those copied from the text, not those that masks guessed."""
 
 
 class Planner(Protocol):
     """Decides the rows of each steady call of one run."""
 
-    def next(self, confidences: Sequence[float], copied: bool = False) -> Plan:
+    def next(self, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
         """Plan a call.
 
         Args:
-            confidences: how sure each draft at hand is, in [0, 1]; they may be none.
-            copied: the drafts were copied from the text, not guessed by masks.
+            guesses: how sure the masks were of each draft at hand, in [0, 1]; there may be none.
+            copies: the same of drafts copied from the text so far.
         """
 
     def learn(self, stood: Sequence[bool], emitted: int) -> None:
         """What became of the call planned last.
 
         Args:
-            stood: of each draft at hand whether it was right, as far as is known: up to the first
-                wrong one.
+            stood: of each draft of the chosen kind whether it was right, as far as is known: up to
+                the first wrong one.
             emitted: tokens that the call wrote.
         """
-
-    def worth(self, confidences: Sequence[float], copied: bool = False) -> float:
-        """Drafts that can be expected to stand: to choose between two sources of drafts."""
 
 
 class GridPlanner:
@@ -81,14 +80,11 @@ class GridPlanner:
     def __init__(self, k: int) -> None:
         self._plan = Plan(k, Layout.grid(k))
 
-    def next(self, confidences: Sequence[float], copied: bool = False) -> Plan:
+    def next(self, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
         return self._plan
 
     def learn(self, stood: Sequence[bool], emitted: int) -> None:
         pass
-
-    def worth(self, confidences: Sequence[float], copied: bool = False) -> float:
-        return float(not copied)
 
 
 class AutoPlanner:
@@ -115,13 +111,13 @@ class AutoPlanner:
         self._after = 1 + d[:, None] + np.arange(k * (k + 1) + 1)[None, :]
         self._reachable = d[None, :] <= d[:, None]
 
-    def worth(self, confidences: Sequence[float], copied: bool = False) -> float:
-        return float(self._survival(confidences, copied)[1:].sum())
-
-    def next(self, confidences: Sequence[float], copied: bool = False) -> Plan:
-        survival = self._survival(confidences, copied)
-        if confidences and not copied:
+    def next(self, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
+        survival, of_copies = self._survival(guesses, False), self._survival(copies, True)
+        if guesses:
             self.chances.add(self._extended(survival))
+        copied = float(of_copies.sum()) > float(survival.sum())
+        if copied:
+            survival = of_copies
         token = self.seconds.value[0] / self.tokens.value[0]  # seconds
         drafts, masks = self._best(survival, token)
         if not any(masks):
@@ -132,8 +128,8 @@ class AutoPlanner:
         elif len(masks) > 1 or masks[0] > PROBE_MASKS:
             self.pause = FIRST_PAUSE
         layout = Layout.steady(masks)
-        self._judged, self._rows = (tuple(confidences), copied), layout.rows
-        return Plan(drafts, layout)
+        self._judged, self._rows = (copies if copied else guesses, copied), layout.rows
+        return Plan(drafts, layout, copied)
 
     def learn(self, stood: Sequence[bool], emitted: int) -> None:
         confidences, copied = self._judged
