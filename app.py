@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,9 +28,11 @@ from space_core.bundled import default_checkpoint
 from space_core.errors import CheckpointError, PromptError, SettingError, SpaceError
 from space_core.settings import MAX_K, Plan, Settings
 from space_core.views import frames
+from space_core.views.lanes import FURTHER, MAIN
 
 if TYPE_CHECKING:
     from space_core.model import SpaceModel
+    from space_core.trace import Step
 
 HERE = Path(__file__).parent
 ASSETS = HERE / "assets"
@@ -38,6 +40,12 @@ ASSETS = HERE / "assets"
 FRAMES_PER_SECOND = 25
 QUEUE = 16
 MAX_PROMPT_CHARACTERS = 65_536
+
+LANE_CHOICES = {
+    "generate": "plain decoding",
+    "prompt-lookup": "prompt lookup",
+    "assisted": "assisted by the draft model",
+}
 
 EXAMPLES = {
     "binary search": '''def binary_search(items, target):
@@ -74,10 +82,18 @@ def read_rows(path):
 
 
 class Loader:
-    """Loads and warms one model in the background; whoever needs it waits here."""
+    """Loads and warms one model in the background; whoever needs it waits here.
 
-    def __init__(self, source: str, device: str, dtype: str) -> None:
+    Attributes:
+        lanes: the further lanes that can be asked for; `assisted` only where there is a draft model.
+        draft: the draft model of `assisted`, once it is loaded.
+    """
+
+    def __init__(self, source: str, device: str, dtype: str, draft_source: str | None = None) -> None:
         self.source, self.device, self.dtype = source, device, dtype
+        self.draft_source = draft_source
+        self.lanes = tuple(name for name in FURTHER if draft_source or name != "assisted")
+        self.draft: SpaceModel | None = None
         self.done = threading.Event()
         self._model: SpaceModel | None = None
         self._error = ""
@@ -101,6 +117,8 @@ class Loader:
         if self._model is not None:
             model, dtype = self._model, _dtype_name(self._model)
             title = f"{model.k} trained masks, context of {model.context} tokens"
+            if self.draft is not None:
+                title += f"; draft model {self.draft.name}"
             return {"state": "ready", "text": f"{model.name} · {model.device} · {dtype}", "title": title}
         if self._error:
             return {"state": "failed", "text": self._error}
@@ -110,12 +128,17 @@ class Loader:
         try:
             # torch and transformers take seconds to import: the page is served meanwhile.
             import space_core
+            from space_core import peers
 
             model = space_core.load(self.source, device=self.device, dtype=self.dtype)
+            if self.draft_source:
+                draft = space_core.load(self.draft_source, device=self.device, dtype=self.dtype)
+                self.draft = peers.check_draft(model, draft)
             space_core.tune_threads(model)
             settings = Settings(max_new_tokens=8, k=min(model.k, MAX_K))
-            for decoder in (space_core.vanilla, space_core.space):
-                for _ in decoder(model, model.encode("def main():\n"), settings):
+            prompt_ids = model.encode("def main():\n")
+            for name in (*MAIN, *self.lanes):
+                for _ in decoder(name, model, prompt_ids, settings, self.draft):
                     pass
             self._model = model
         except SpaceError as error:
@@ -127,6 +150,24 @@ class Loader:
             if self._error:
                 print(self._error, file=sys.stderr)
             self.done.set()
+
+
+def decoder(
+    lane: str, model: SpaceModel, prompt_ids: list[int], settings: Settings, draft: SpaceModel | None
+) -> Iterator[Step]:
+    """The decoder of a lane, which has not made a call yet.
+
+    Raises:
+        SpaceError: for a further lane that cannot run this request.
+    """
+    import space_core
+    from space_core import peers
+
+    if lane == "vanilla":
+        return space_core.vanilla(model, prompt_ids, settings)
+    if lane == "space":
+        return space_core.space(model, prompt_ids, settings)
+    return peers.lane(model, prompt_ids, settings, lane, draft)
 
 
 def _dtype_name(model: SpaceModel) -> str:
@@ -146,24 +187,32 @@ class Request(NamedTuple):
     top_p: Any
     seed: Any
     plan: Any
+    lanes: Any
+
+    def numbers(self) -> dict[str, Any]:
+        """The fields that `Settings` judges."""
+        return {name: value for name, value in self._asdict().items() if name not in ("prompt", "lanes")}
 
     def settings(self) -> Settings:
         """Raises SettingError."""
-        return Settings(**{name: value for name, value in self._asdict().items() if name != "prompt"})
+        return Settings(**self.numbers())
 
-    def problems(self, model: SpaceModel | None) -> dict[str, str]:
-        """What is wrong, by field."""
+    def problems(self, model: SpaceModel | None, offered: Sequence[str]) -> dict[str, str]:
+        """What is wrong, by field; `offered` are the further lanes that there are."""
         found = {}
         try:
             read_prompt(self.prompt, model)
         except PromptError as error:
             found["prompt"] = str(error)
-        for name, value in self._asdict().items():
-            if name != "prompt":
-                try:
-                    Settings(**{name: value})
-                except SettingError as error:
-                    found[error.field] = str(error)
+        try:
+            read_lanes(self.lanes, offered)
+        except SettingError as error:
+            found[error.field] = str(error)
+        for name, value in self.numbers().items():
+            try:
+                Settings(**{name: value})
+            except SettingError as error:
+                found[error.field] = str(error)
         return found
 
 
@@ -187,6 +236,20 @@ def read_prompt(prompt: Any, model: SpaceModel | None) -> list[int]:
     return [] if model is None else model.encode(prompt)
 
 
+def read_lanes(names: Any, offered: Sequence[str]) -> tuple[str, ...]:
+    """The further lanes that are asked for, each once and in the order in which they are shown.
+
+    Raises:
+        SettingError: with a sentence for the field.
+    """
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SettingError("lanes", f"lanes must be a list of names, not {names!r:.40}")
+    for name in names:
+        if name not in offered:
+            raise SettingError("lanes", f"unknown lane {name!r:.40}: known are {', '.join(offered)}")
+    return tuple(name for name in offered if name in names)
+
+
 class Handlers:
     """The page's events. They keep nothing: a visitor's race lives in that visitor's session."""
 
@@ -201,7 +264,7 @@ class Handlers:
         request = Request(*fields)
         loader = self.loader
         ready = loader.done.is_set() and loader.status()["state"] == "ready"
-        problems = request.problems(loader.model if ready else None)
+        problems = request.problems(loader.model if ready else None, loader.lanes)
         return [gr.validate(name not in problems, problems.get(name, "")) for name in Request._fields]
 
     def race(
@@ -213,19 +276,25 @@ class Handlers:
         top_p: float,
         seed: float,
         plan: str,
+        lanes: list[str],
     ) -> Iterator[tuple[str, frames.Race | None]]:
         """Race SPACE against plain decoding; yields frames (`space_core.views.frames`)."""
-        request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan)
+        request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, lanes)
         while not self.loader.done.wait(0.2):
             yield frames.encode(frames.empty(frames.State.WAITING)), None
         model = self.loader.model
         try:
             settings = request.settings()
             prompt_ids = read_prompt(prompt, model)
+            further = read_lanes(lanes, self.loader.lanes)
+            decoders = {
+                name: decoder(name, model, prompt_ids, settings, self.loader.draft)
+                for name in ("vanilla", "space", *further)  # the order of their first calls
+            }
         except SpaceError as error:
             raise gr.Error(str(error), print_exception=False) from None
         race = frames.Race(
-            lanes=("space", "vanilla"),
+            lanes=(*MAIN, *further),
             tokenizer=model.tokenizer,
             prompt_ids=prompt_ids,
             prompt=prompt,
@@ -235,22 +304,18 @@ class Handlers:
             dtype=_dtype_name(model),
         )
         yield frames.encode(race.snapshot()), race
-        yield from self._run(race, model, prompt_ids, settings)
+        yield from self._run(race, decoders)
         yield frames.encode(race.snapshot()), race
 
     def _run(
-        self, race: frames.Race, model: SpaceModel, prompt_ids: list[int], settings: Settings
+        self, race: frames.Race, decoders: dict[str, Iterator[Step]]
     ) -> Iterator[tuple[str, frames.Race]]:
-        """Deltas, at most so many a second. Closing it closes both decoders."""
+        """Deltas, at most so many a second. Closing it closes every decoder."""
         import space_core
 
         deadline = time.monotonic() + self.deadline
-        lanes = {
-            "vanilla": space_core.vanilla(model, prompt_ids, settings),
-            "space": space_core.space(model, prompt_ids, settings),
-        }
         painted = 0.0
-        with closing(space_core.race(lanes)) as steps:
+        with closing(space_core.race(decoders)) as steps:
             for lane, step, _ in steps:
                 race.add(lane, step)
                 now = time.monotonic()
@@ -279,10 +344,10 @@ class Handlers:
 
         if race is None or not race.trace("space").steps:
             return gr.update(visible=False), gr.update(visible=False)
-        space, vanilla = race.trace("space"), race.trace("vanilla")
+        traces = race.traces()
         return (
-            gr.update(value=calls_figure(space), visible=True),
-            gr.update(value=clock_figure(space, vanilla), visible=True),
+            gr.update(value=calls_figure(traces[0]), visible=True),
+            gr.update(value=clock_figure(*traces), visible=True),
         )
 
 
@@ -331,7 +396,8 @@ def prompt_region() -> gr.Textbox:
     return prompt
 
 
-def settings_region() -> dict[str, gr.components.Component]:
+def settings_region(further: Sequence[str]) -> dict[str, gr.components.Component]:
+    """The knobs, by the request's fields; `further` are the lanes that can be added."""
     with gr.Row(elem_classes="knobs"):
         k = gr.Slider(1, 8, 5, step=1, label="Guesses per call (k)", min_width=120, elem_id="k")
         budget = gr.Slider(16, 512, 128, step=16, label="New tokens", min_width=120, elem_id="budget")
@@ -340,14 +406,21 @@ def settings_region() -> dict[str, gr.components.Component]:
             0, 1.5, 0, step=0.1, label="Temperature (0 = greedy)", min_width=120, elem_id="temperature"
         )
         seed = gr.Number(0, precision=0, label="Seed", min_width=120, elem_id="seed")
-    with gr.Accordion("More settings", open=False, elem_id="more"), gr.Row(elem_classes="knobs"):
-        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=120, elem_id="top-p")
-        plan = gr.Radio(
-            [("only rows worth their time", str(Plan.AUTO)), ("the paper’s (k+1)² grid", str(Plan.GRID))],
-            value=str(Plan.AUTO),
-            label="Rows of a call",
-            min_width=120,
-            elem_id="plan",
+    with gr.Accordion("More settings", open=False, elem_id="more"):
+        with gr.Row(elem_classes="knobs"):
+            top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=120, elem_id="top-p")
+            plan = gr.Radio(
+                [("only rows worth their time", str(Plan.AUTO)), ("the paper’s (k+1)² grid", str(Plan.GRID))],
+                value=str(Plan.AUTO),
+                label="Rows of a call",
+                min_width=120,
+                elem_id="plan",
+            )
+        more_lanes = gr.CheckboxGroup(
+            [(LANE_CHOICES[name], name) for name in further],
+            value=[],
+            label="Further lanes, by transformers’ own generate",
+            elem_id="lanes",
         )
     return {
         "k": k,
@@ -356,6 +429,7 @@ def settings_region() -> dict[str, gr.components.Component]:
         "top_p": top_p,
         "seed": seed,
         "plan": plan,
+        "lanes": more_lanes,
     }
 
 
@@ -385,7 +459,7 @@ def build(loader: Loader, deadline: float = 120.0) -> gr.Blocks:
         with gr.Row(elem_id="request"):
             prompt = prompt_region()
             with gr.Column(scale=10, min_width=300, elem_id="controls"):
-                settings = settings_region()
+                settings = settings_region(loader.lanes)
                 with gr.Row(elem_id="buttons"):
                     go = gr.Button("Race", variant="primary", elem_id="race")
                     halt = gr.Button("Stop", elem_id="stop")
@@ -442,6 +516,12 @@ def main(arguments: list[str] | None = None) -> None:
         default=env("SPACE_DTYPE", "float32"),
         choices=("float64", "float32", "bfloat16", "float16"),
     )
+    parser.add_argument(
+        "--draft-model",
+        default=env("SPACE_DRAFT_MODEL"),
+        metavar="DIR",
+        help="a smaller model with the same tokenizer: offers the lane of assisted decoding",
+    )
     parser.add_argument("--host", default=None, help="address to serve on; this machine only by default")
     parser.add_argument("--port", type=int, default=None, help="7860 by default, or the next free one")
     parser.add_argument(
@@ -453,7 +533,7 @@ def main(arguments: list[str] | None = None) -> None:
     except CheckpointError as error:
         parser.error(str(error))
 
-    loader = Loader(source, options.device, options.dtype)
+    loader = Loader(source, options.device, options.dtype, options.draft_model)
     page = build(loader, options.deadline)
     page.launch(
         server_name=options.host,

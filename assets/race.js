@@ -1,4 +1,4 @@
-// The arena: both lanes, their counters, the live chart and the verdict, painted from frames.
+// The arena: the lanes, their counters, the live chart and the verdict, painted from frames.
 //
 // This file is the body of a function that Gradio calls once with (element, trigger, props, server,
 // upload, watch). `props.value` is one frame of space_core/views/frames.py as JSON text. Whatever a
@@ -18,7 +18,11 @@ const LANES = {
     how: "a call writes one token",
     empty: "Plain decoding of the same model: as many calls as tokens.",
   },
+  generate: { name: "Generate", how: "plain decoding by transformers" },
+  "prompt-lookup": { name: "Prompt lookup", how: "guesses copied from the text, by transformers" },
+  assisted: { name: "Assisted", how: "a smaller model guesses, by transformers", source: "from the draft model" },
 };
+const MAIN = ["space", "vanilla"];
 const STOPS = {
   eos: "end of text",
   max_new_tokens: "budget reached",
@@ -73,10 +77,6 @@ function spell(token, piece) {
   });
 }
 
-function percent(probability) {
-  return probability === null ? "copied from the text so far" : `probability ${probability.toFixed(2)}`;
-}
-
 // ---------------------------------------------------------------- one lane
 
 class Lane {
@@ -85,12 +85,15 @@ class Lane {
     this.calls = [];
     this.painted = 0;
     this.onGap = onGap;
-    const words = LANES[id] ?? { name: id, how: "", empty: "" };
+    const words = { name: id, how: "", empty: "", source: "copied from the text so far", ...LANES[id] };
+    this.source = words.source;
 
     this.root = make("section", `lane lane-${id}`);
     this.root.setAttribute("aria-label", `${words.name} lane`);
     const head = make("header", "lane-head");
-    head.append(make("h3", "lane-name", words.name), make("span", "lane-how", words.how));
+    const how = make("span", "lane-how", words.how);
+    how.title = words.how;
+    head.append(make("h3", "lane-name", words.name), how);
     this.clock = make("span", "lane-clock", "0.00 s");
     this.flag = make("span", "lane-flag");
     head.append(this.flag, this.clock);
@@ -201,6 +204,11 @@ class Lane {
     return call.drafts ?? this.calls[call.n - 2]?.pending?.slice(0, call.verified ?? 0) ?? [];
   }
 
+  // A guess without a probability is no mask's: it has another source.
+  basis([, probability]) {
+    return probability === null ? this.source : `probability ${probability.toFixed(2)}`;
+  }
+
   explain(token) {
     const call = this.calls[token.dataset?.call - 1];
     if (!call || token.title) return;
@@ -208,15 +216,16 @@ class Lane {
     const drafts = this.drafts(call);
     const where = `call ${call.n}`;
     if (token.classList.contains("draft")) {
-      const [piece, probability] = call.pending[slot];
-      token.title = `${quoted(piece)} · guess ${slot + 1} of ${call.pending.length} · ${percent(probability)} · the next call will check it`;
+      const guess = call.pending[slot];
+      token.title = `${quoted(guess[0])} · guess ${slot + 1} of ${call.pending.length} · ${this.basis(guess)} · the next call will check it`;
     } else if (token.classList.contains("accepted")) {
-      token.title = `${where} · guess ${slot + 1} of ${drafts.length} · ${percent(drafts[slot][1])} · accepted`;
+      token.title = `${where} · guess ${slot + 1} of ${drafts.length} · ${this.basis(drafts[slot])} · accepted`;
     } else if (token.classList.contains("corrected")) {
-      const [piece, probability] = drafts[call.accepted];
-      token.title = `${where} · guess ${call.accepted + 1} of ${drafts.length}, ${quoted(piece)} (${percent(probability)}), was rejected · this is the model’s own token`;
+      const guess = drafts[call.accepted];
+      token.title = `${where} · guess ${call.accepted + 1} of ${drafts.length}, ${quoted(guess[0])} (${this.basis(guess)}), was rejected · this is the model’s own token`;
     } else if (token.classList.contains("bonus")) {
-      token.title = `${where} · all ${drafts.length} guesses stood · one more token of the model’s own`;
+      const all = ["the one guess", "both guesses"][drafts.length - 1] ?? `all ${drafts.length} guesses`;
+      token.title = `${where} · ${all} stood · one more token of the model’s own`;
     } else {
       token.title = `${where} · the model’s own token`;
     }
@@ -341,12 +350,10 @@ class Arena {
     this.root = root;
     this.race = null;
     this.asked = 0;
-    this.order = Object.keys(LANES);
-    this.lanes = new Map(this.order.map((id) => [id, new Lane(id, () => this.askAgain())]));
+    this.lanes = new Map();
     this.chart = new Chart();
-
-    const lanes = make("div", "lanes");
-    for (const lane of this.lanes.values()) lanes.append(lane.root);
+    this.row = make("div", "lanes");
+    this.show(MAIN);
 
     const legend = make("ul", "legend");
     legend.setAttribute("aria-label", "What the marks mean");
@@ -370,8 +377,17 @@ class Arena {
 
     const foot = make("div", "foot");
     foot.append(this.verdict, this.chart.root);
-    root.replaceChildren(legend, lanes, foot);
+    root.replaceChildren(legend, this.row, foot);
     this.idle("idle");
+  }
+
+  // Have these lanes on the page, in this order; a lane that stays keeps its element.
+  show(ids) {
+    const kept = this.lanes;
+    this.lanes = new Map(ids.map((id) => [id, kept.get(id) ?? new Lane(id, () => this.askAgain())]));
+    if ([...kept.keys()].join() === ids.join()) return;
+    this.row.dataset.lanes = String(ids.length);
+    this.row.replaceChildren(...[...this.lanes.values()].map((lane) => lane.root));
   }
 
   idle(state) {
@@ -387,6 +403,7 @@ class Arena {
   take(frame) {
     if (frame?.format !== FORMAT) return;
     if (!frame.race) {
+      this.show(MAIN);
       for (const lane of this.lanes.values()) lane.reset(null);
       this.chart.reset();
       this.race = null;
@@ -403,6 +420,7 @@ class Arena {
 
   begin(frame) {
     this.race = frame.race;
+    this.show(Object.keys(frame.lanes));
     for (const lane of this.lanes.values()) lane.reset(frame.about);
     this.chart.reset(frame.about.k);
     this.idle("running");

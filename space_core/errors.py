@@ -34,3 +34,7 @@ class UnsupportedModelError(SpaceError):
 
 class TraceError(SpaceError):
     """A trace read from JSON is not a trace."""
+
+
+class ResultError(SpaceError):
+    """A benchmark's result file is missing, or is none."""

@@ -11,6 +11,7 @@ import pytest
 from space_core.settings import Settings
 from space_core.trace import Origin, Step, Stop, Trace
 from space_core.views import figures, frames
+from space_core.views.lanes import FURTHER, MAIN, NAMES
 from space_core.views.verdict import verdict
 
 
@@ -170,7 +171,9 @@ def test_ending_twice_keeps_the_first_end() -> None:
     add_all(fold)
     fold.end()
     fold.end(frames.State.STOPPED)
+    fold.add("vanilla", VANILLA[0])
     assert fold.snapshot()["state"] == "done"
+    assert fold.snapshot()["lanes"]["vanilla"]["calls"] == 6, "a call behind the end"
     assert fold.trace("space").text == "abcdef"
     assert fold.trace("vanilla").output_ids == ids("abcdef")
 
@@ -270,6 +273,87 @@ def test_no_seconds_is_no_speed() -> None:
     result = verdict(run(scaled(SPACE, 0), "space"), run(VANILLA, "vanilla"))
     assert result["headline"] == "speed unknown"
     assert result["speedup"] is None
+
+
+LOOKUP = (
+    Step(ids("a"), 0, (), 7, 0.02),
+    Step(ids("bcdef"), 4, ids("bcdeX"), 6, 0.02, stop=Stop.MAX_NEW_TOKENS),
+)
+
+
+def test_lanes_are_the_peers_and_have_words() -> None:
+    from space_core.peers import Peer
+
+    assert list(FURTHER) == list(Peer)
+    assert [*NAMES] == [*MAIN, *FURTHER] == [*figures.DASHES] == [*figures.LANES]
+
+
+def test_a_further_lane_gets_a_clause_behind_the_verdict() -> None:
+    space, vanilla = run(SPACE, "space"), run(VANILLA, "vanilla")
+    alone = verdict(space, vanilla)
+    result = verdict(space, vanilla, [run(LOOKUP, "prompt-lookup"), run(VANILLA, "generate")])
+    assert result["sentence"] == (
+        alone["sentence"].removesuffix(".")
+        + "; prompt lookup: 2 calls, 0.04 s, 3.0× faster than vanilla"
+        + "; generate: 6 calls, 0.12 s, as fast as vanilla."
+    )
+    assert {**result, "sentence": ""} == {**alone, "sentence": ""}, "the race is SPACE against vanilla"
+
+
+def test_a_further_lane_that_differs_is_told_and_leaves_the_badge_to_the_two() -> None:
+    other = (*VANILLA[:3], Step(ids("Z"), 0, (), 1, 0.02), *VANILLA[4:])
+    space, vanilla = run(SPACE, "space"), run(VANILLA, "vanilla")
+    result = verdict(space, vanilla, [run(other, "assisted")])
+    assert result["sentence"].endswith(
+        "; assisted: 6 calls, 0.12 s, as fast as vanilla, its output differs from token 4 on."
+    )
+    assert (result["badge"], result["identical"]) == ("SPACE and vanilla identical", True)
+    half = verdict(space, vanilla, [run(other, "assisted", dtype="float16")])
+    assert "its output differs from token 4 on (float16 can flip" in half["sentence"]
+    sampled = [
+        run(steps, name, 0.8) for steps, name in ((SPACE, "space"), (VANILLA, "vanilla"), (other, "assisted"))
+    ]
+    result = verdict(*sampled[:2], sampled[2:])
+    assert (result["badge"], "token 4" in result["sentence"]) == ("same distribution", False)
+
+
+def test_a_further_lane_of_a_stopped_race() -> None:
+    traces = [
+        run(steps, name, stop=Stop.CANCELLED)
+        for steps, name in (
+            (SPACE[:2], "space"),
+            (VANILLA[:2], "vanilla"),
+            (LOOKUP[:1], "prompt-lookup"),
+            ((), "assisted"),
+        )
+    ]
+    result = verdict(traces[0], traces[1], traces[2:], stopped=True)
+    assert result["sentence"].endswith(
+        "; prompt lookup: 1 call, 0.02 s, as fast as vanilla by tokens per second (it wrote 1, vanilla 2); "
+        "assisted: no call yet."
+    )
+    assert result["badge"] == "identical so far"
+
+
+def test_a_race_of_three_lanes() -> None:
+    request = Settings(k=2, max_new_tokens=6)
+    fold = frames.Race((*MAIN, "prompt-lookup"), Letters(), ids("p"), "p", request, "m", "cpu", "float32")
+    for lane, steps in zip(("prompt-lookup", "vanilla", "space"), (LOOKUP, VANILLA, SPACE), strict=True):
+        for step in steps:
+            fold.add(lane, step)
+    fold.end()
+    last = fold.snapshot()
+    assert list(last["lanes"]) == ["space", "vanilla", "prompt-lookup"]
+    copied = [c for c in last["calls"] if c["lane"] == "prompt-lookup"][1]
+    assert copied["drafts"] == [(letter, None) for letter in "bcdeX"]
+    assert copied["tokens"][-2:] == [("e", "accepted"), ("f", "corrected")]
+    assert [trace.method for trace in fold.traces()] == list(last["lanes"])
+    assert "prompt lookup: 2 calls" in last["verdict"]["sentence"]
+    figure = figures.clock_figure(*fold.traces())
+    assert [line.name for line in figure.data] == ["vanilla", "prompt lookup", "SPACE"]
+    assert (
+        len({line.line.color for line in figure.data}) == len({line.line.dash for line in figure.data}) == 3
+    )
 
 
 # ---------------------------------------------------------------- figures

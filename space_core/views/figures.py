@@ -1,7 +1,7 @@
 """Plotly figures of a finished race. The only room that knows plotly.
 
-Backgrounds are transparent and the inks readable on white and on near-black, since the page is
-either; a line's dash and the labels say again what colour says.
+Backgrounds are transparent, since the page is light or dark; a line's dash and the labels say
+again what colour says.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from itertools import accumulate
 import plotly.graph_objects as go
 
 from space_core.trace import Origin, Trace
+from space_core.views.inks import ACCENT, FONT, GRID, INK, LANES
 from space_core.views.lanes import NAMES
 
-INK = "#737b8c"
-GRID = "rgba(128, 136, 150, 0.22)"
 COLORS = {
     Origin.ACCEPTED: "#009E73",
     Origin.CORRECTED: "#D55E00",
@@ -28,16 +27,13 @@ WORDS = {
     Origin.BONUS: "bonus",
     Origin.OWN: "own",
 }
-ACCENT = "#6366f1"
-LINES = {
-    "space": (ACCENT, "solid"),
-    "vanilla": ("#8b93a3", "dot"),
-    "generate": ("#3b8fc4", "dashdot"),
-    "prompt-lookup": ("#b7791f", "dash"),
-    "assisted": ("#c2574f", "9px,2px"),
+DASHES = {
+    "space": "solid",
+    "vanilla": "dot",
+    "generate": "dashdot",
+    "prompt-lookup": "dash",
+    "assisted": "9px,2px",
 }
-"""Colour and dash of each lane. None of them is a mark's colour."""
-FONT = "IBM Plex Sans, system-ui, sans-serif"
 
 
 def calls_figure(space: Trace) -> go.Figure:
@@ -74,13 +70,18 @@ def clock_figure(space: Trace, vanilla: Trace, *others: Trace) -> go.Figure:
     """Tokens of every lane over the seconds of its own calls: the race as the clock saw it."""
     figure = _figure("Tokens over each lane's own seconds", "seconds", None)
     for trace in (vanilla, *others, space):
-        name, (color, dash) = NAMES[trace.method], LINES[trace.method]
+        name = NAMES[trace.method]
         figure.add_scatter(
             x=[0.0, *accumulate(step.seconds for step in trace.steps)],
             y=[0, *accumulate(len(step.emitted) for step in trace.steps)],
             name=name,
             mode="lines",
-            line={"color": color, "width": 2, "dash": dash, "shape": "hv"},
+            line={
+                "color": LANES[trace.method],
+                "width": 2,
+                "dash": DASHES[trace.method],
+                "shape": "hv",
+            },
             hovertemplate=name + ": %{y} tokens after %{x:.3f} s<extra></extra>",
         )
     return figure

@@ -138,7 +138,9 @@ class Race:
         self._sent = 0
 
     def add(self, lane: str, step: Step) -> None:
-        """Take in the next step of a lane."""
+        """Take in the next step of a lane. One that was under way when the race ended counts no more."""
+        if self.state is not State.RUNNING:
+            return
         self._calls.append(self._lanes[lane].add(step))
 
     def end(self, state: State = State.DONE) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -67,11 +68,13 @@ def prompt(page: Page, words: str) -> None:
 
 def test_race_to_its_end(app: Page, tiny_model: Path, one_thread: None) -> None:
     prompt(app, "def f(x):\n")
+    app.click("#more > .label-wrap")
+    app.check("#plan input[value=grid]")  # with auto the calls depend on measured times
     race(app)
 
     model = space_core.load(str(tiny_model), device="cpu", dtype="float32")
     ids = model.encode("def f(x):\n")
-    settings = Settings(k=5, max_new_tokens=BUDGET)
+    settings = Settings(k=5, max_new_tokens=BUDGET, plan="grid")
     plain = [token for step in space_core.vanilla(model, ids, settings) for token in step.emitted]
     steps = list(space_core.space(model, ids, settings))
 
@@ -96,6 +99,64 @@ def test_race_to_its_end(app: Page, tiny_model: Path, one_thread: None) -> None:
 
     expect(app.locator("#calls-figure .js-plotly-plot")).to_be_visible(timeout=TIMEOUT)
     expect(app.locator("#clock-figure .js-plotly-plot")).to_be_visible(timeout=TIMEOUT)
+
+
+def test_a_further_lane_races_to_its_end(app: Page) -> None:
+    expect(app.locator(".lane")).to_have_count(2)
+    app.click("#more > .label-wrap")
+    expect(app.locator("#lanes input")).to_have_count(2)  # no draft model, no assisted lane
+    app.check("#lanes input[name=prompt-lookup]")
+    race(app)
+    expect(app.locator(".lane")).to_have_count(3)
+    assert text(app, "prompt-lookup") == text(app, "vanilla") == text(app, "space")
+    calls = app.locator(".lane-prompt-lookup [data-counter=calls]").text_content()
+    assert 0 < int(calls or 0) < BUDGET, "the cycle of the tiny model can be copied"
+    expect(app.locator("#verdict")).to_contain_text(f"outputs identical; prompt lookup: {calls} calls, ")
+    expect(app.locator("#badge")).to_have_text("outputs identical")
+    accepted = app.locator("#text-prompt-lookup .tok.accepted").last
+    accepted.hover()
+    assert "of 10 · copied from the text so far · accepted" in (accepted.get_attribute("title") or "")
+    assert app.locator("#arena img, #arena script, #arena b").count() == 0
+    expect(app.locator("#clock-figure .legendtext")).to_have_text(["vanilla", "prompt lookup", "SPACE"])
+
+    app.uncheck("#lanes input[name=prompt-lookup]")
+    race_again = app.locator(".arena").get_attribute("data-race")
+    app.click("#race")
+    expect(app.locator(".arena")).not_to_have_attribute("data-race", race_again or "", timeout=TIMEOUT)
+    expect(app.locator(".lane")).to_have_count(2)
+
+
+def test_the_assisted_lane_needs_a_draft_model(tiny_model: Path, one_thread: None) -> None:
+    from app import Handlers, Loader
+
+    loader = Loader(str(tiny_model), "cpu", "float32", str(tiny_model))
+    loader.start()
+    assert loader.done.wait(60)
+    assert loader.lanes == ("generate", "prompt-lookup", "assisted")
+    asked = ["assisted", "prompt-lookup", "assisted", "generate"]
+    told = list(Handlers(loader, deadline=60).race("def f():", 5, 24, 0, 1, 0, "auto", asked))
+    last = json.loads(told[-1][0])
+    assert list(last["lanes"]) == ["space", "vanilla", "generate", "prompt-lookup", "assisted"]
+    assert {tally["tokens"] for tally in last["lanes"].values()} == {24}
+    assert last["lanes"]["assisted"]["calls"] < 24
+    assert last["verdict"]["badge"] == "outputs identical"
+    assert "differs" not in last["verdict"]["sentence"]
+
+
+def test_a_closed_race_of_further_lanes_leaves_no_thread(tiny_model: Path, one_thread: None) -> None:
+    from app import Handlers, Loader
+
+    loader = Loader(str(tiny_model), "cpu", "float32")
+    loader.start()
+    assert loader.done.wait(60)
+    before = set(threading.enumerate())
+    told = Handlers(loader, 60).race("def f():", 5, 512, 0, 1, 0, "auto", ["generate", "prompt-lookup"])
+    for text, _ in told:
+        if all(tally["calls"] for tally in json.loads(text)["lanes"].values()):
+            break
+    assert set(threading.enumerate()) > before
+    told.close()
+    assert set(threading.enumerate()) == before
 
 
 def test_every_bonus_token_is_marked_where_one_guess_stands(app: Page) -> None:
@@ -188,7 +249,7 @@ def test_a_race_ends_at_its_deadline(tiny_model: Path, one_thread: None) -> None
     loader = Loader(str(tiny_model), "cpu", "float32")
     loader.start()
     assert loader.done.wait(60)
-    told = list(Handlers(loader, deadline=0.05).race("def f():", 5, 512, 0, 1, 0, "auto"))
+    told = list(Handlers(loader, deadline=0.05).race("def f():", 5, 512, 0, 1, 0, "auto", []))
     last = json.loads(told[-1][0])
     assert last["state"] == "deadline"
     assert last["verdict"]["sentence"].startswith("Stopped at the deadline, SPACE at ")
@@ -248,7 +309,7 @@ def test_a_bad_field_gets_its_message_and_the_page_lives_on(app: Page) -> None:
     expect(app.locator("#badge")).to_have_text("outputs identical")
 
 
-GOOD = ["def f():", 5, 16, 0, 1, 0, "auto"]
+GOOD = ["def f():", 5, 16, 0, 1, 0, "auto", ["generate"]]
 BAD: list[tuple[int, Any, str]] = [
     (0, "", "empty"),
     (0, None, "must be text"),
@@ -272,6 +333,13 @@ BAD: list[tuple[int, Any, str]] = [
     (5, None, "seed must be a whole number"),
     (6, "everything", "plan must be auto or grid"),
     (6, 1, "plan must be auto or grid"),
+    (7, None, "lanes must be a list of names"),
+    (7, "generate", "lanes must be a list of names"),
+    (7, [["generate"]], "lanes must be a list of names"),
+    (7, {"generate": True}, "lanes must be a list of names"),
+    (7, ["generate", "<b>"], "known are generate, prompt-lookup"),
+    (7, ["space"], "unknown lane"),
+    (7, ["assisted"], "unknown lane"),
 ]
 
 
