@@ -6,6 +6,7 @@ Exit code 0 on success, 2 on bad input with one clear line on stderr.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shlex
@@ -35,8 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = _parser().parse_args(arguments)
     options.typed = shlex.join(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter gets a sign for it
+            stream.reconfigure(errors="replace")
     try:
         result: int = options.run(options)
+        sys.stdout.flush()
         return result
     except SpaceError as error:
         print(f"space_core: {error}", file=sys.stderr)
@@ -44,7 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
+        # What reads our output has seen enough; the interpreter must not try to flush it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f"space_core: cannot write the output: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
 
 
 def generate(options: argparse.Namespace) -> int:
@@ -54,10 +65,9 @@ def generate(options: argparse.Namespace) -> int:
     _quiet()
     import space_core
 
-    model = space_core.load(
-        options.model or default_checkpoint(), options.device, options.dtype, options.mask_token_id
-    )
+    model = space_core.load(_model(options), options.device, options.dtype, options.mask_token_id)
     ids = model.encode(prompt)
+    space_core.tune_threads(model)
     method = {"vanilla": space_core.vanilla, "space": space_core.space}[options.method]
     steps: Iterator[Step] = method(model, ids, settings)
     collected = tuple(steps)
@@ -122,9 +132,7 @@ def bench_prompts(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     warmup = min(options.warmup, len(asked))
     with tqdm(total=len(options.dtype) * (warmup + options.repetitions * len(asked)), disable=None) as bar:
         for dtype in _dtypes(options.dtype):
-            model = space_core.load(
-                options.model or default_checkpoint(), options.device, dtype, options.mask_token_id
-            )
+            model = space_core.load(_model(options), options.device, dtype, options.mask_token_id)
             if not found:  # one number of threads for all dtypes
                 space_core.tune_threads(model)
             draft = None
@@ -172,13 +180,11 @@ def bench_calls(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         if options.shape:
             model = calls.random_llama(options.shape, options.device, dtype)
         else:
-            model = space_core.load(
-                options.model or default_checkpoint(), options.device, dtype, options.mask_token_id
-            )
+            model = space_core.load(_model(options), options.device, dtype, options.mask_token_id)
         if not found:
             space_core.tune_threads(model)
-        contexts = calls.contexts_for(model, options.context)
-        found += calls.measure(model, options.rows or calls.ROWS, contexts)
+        rows = options.rows or calls.ROWS
+        found += calls.measure(model, rows, calls.contexts_for(model, options.context, rows))
     result = {
         "format": calls.FORMAT,
         **_head(options),
@@ -191,6 +197,10 @@ def bench_calls(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def _title(result: dict[str, Any]) -> str:
     return f"{result['model']}\n{result['device']}, {result['threads']} threads"
+
+
+def _model(options: argparse.Namespace) -> str | Path:
+    return default_checkpoint() if options.model is None else options.model
 
 
 def _head(options: argparse.Namespace) -> dict[str, str]:
@@ -217,6 +227,8 @@ def read_prompt(name: str) -> str:
         PromptError: when it cannot be read as UTF-8 text, or is far too long.
     """
     try:
+        if name == "-" and sys.stdin is None:
+            raise PromptError("there is no standard input to read the prompt from")
         if name == "-":
             data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
         else:

@@ -26,6 +26,7 @@ from space_core.errors import CheckpointError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+MAX_RANK = 65_536
 _PREFIX = "base_model.model."
 
 
@@ -50,7 +51,7 @@ class GatedAdapter(nn.Module):
         self.a = nn.ParameterDict()
         self.b = nn.ParameterDict()
         self._layers: dict[str, nn.Module] = {}
-        self._forwards: dict[nn.Module, tuple[Any, Any]] = {}
+        self._gates: dict[nn.Module, _Gate] = {}
         self._first_mask = 0
         for name, module in lm.named_modules():
             if name.rpartition(".")[2] in self.targets:
@@ -61,7 +62,7 @@ class GatedAdapter(nn.Module):
                 self.a[_key(name)] = nn.Parameter(torch.empty(rank, n_in, **like))
                 self.b[_key(name)] = nn.Parameter(torch.zeros(n_out, rank, **like))
                 nn.init.kaiming_uniform_(self.a[_key(name)], a=math.sqrt(5))
-                self._forwards[module] = self._gated(name, module), module.__dict__.get("forward")
+                self._gates[module] = _Gate(self.a[_key(name)], self.b[_key(name)], self.scale)
         if not self._layers:
             raise CheckpointError(
                 f"the model has no layers named {', '.join(self.targets)}: the adapter does not fit it"
@@ -71,45 +72,24 @@ class GatedAdapter(nn.Module):
     def scale(self) -> float:
         return self.alpha / self.rank
 
-    def _gated(self, name: str, layer: nn.Module) -> Any:
-        """The forward of a layer with B·A added to the mask rows of its output. x: [batch, rows, in];
-        some models flatten their one text to [rows, in].
-        """
-        plain, a, b, scale = layer.forward, self.a[_key(name)], self.b[_key(name)], self.scale
-
-        def forward(x: Tensor) -> Tensor:
-            y: Tensor = plain(x)
-            first = self._first_mask
-            if torch.is_grad_enabled():
-                update = nn.functional.linear(nn.functional.linear(x[..., first:, :], a), b)
-                return torch.cat([y[..., :first, :], y[..., first:, :] + scale * update], dim=-2)
-            # Decoding has one text, and neither copies nor launches to spare: two products, in place.
-            if x.ndim == 3 and len(x) == 1:
-                y[0, first:].addmm_(nn.functional.linear(x[0, first:], a), b.t(), alpha=scale)
-            else:
-                update = nn.functional.linear(nn.functional.linear(x[..., first:, :], a), b)
-                y[..., first:, :].add_(update, alpha=scale)
-            return y
-
-        return forward
-
     @contextmanager
     def on(self, first_mask: int) -> Iterator[None]:
         """Update the rows from `first_mask` on. Outside of the `with`, the layers are the base's own.
 
         So plain decoding, and whoever else uses the model, runs what transformers made, untouched.
         """
-        self._first_mask = first_mask
-        for module, (gated, _) in self._forwards.items():
-            module.__dict__["forward"] = gated
+        own = [module.__dict__.get("forward") for module in self._gates]
+        for module, gate in self._gates.items():
+            gate.plain, gate.first_mask = module.forward, first_mask
+            module.__dict__["forward"] = gate
         try:
             yield
         finally:
-            for module, (_, own) in self._forwards.items():
-                if own is None:
+            for module, forward in zip(self._gates, own, strict=True):
+                if forward is None:
                     del module.__dict__["forward"]
                 else:  # a wrapper around the layer that was there before, accelerate's for example
-                    module.__dict__["forward"] = own
+                    module.__dict__["forward"] = forward
 
     def save(self, folder: Path, base: str | None) -> None:
         """Write PEFT's `adapter_config.json` and `adapter_model.safetensors`."""
@@ -148,10 +128,10 @@ class GatedAdapter(nn.Module):
             rank, alpha = int(config["r"]), float(config["lora_alpha"])
             targets = [str(name) for name in config["target_modules"]]
             tensors = load_file(folder / WEIGHTS)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
             raise CheckpointError(f"cannot read the adapter: {error}") from None
-        if rank < 1:
-            raise CheckpointError("the adapter's rank must be at least 1")
+        if not 1 <= rank <= MAX_RANK or not math.isfinite(alpha):
+            raise CheckpointError(f"the adapter's rank must lie in 1..{MAX_RANK}, its alpha be a number")
         adapter = cls(lm, targets, rank, alpha)
         wanted = {
             f"{_PREFIX}{name}.{part}.weight": store[_key(name)]
@@ -172,6 +152,31 @@ class GatedAdapter(nn.Module):
                     raise CheckpointError(f"the adapter is damaged: {name} holds numbers that are not finite")
                 parameter.copy_(tensors[name])
         return adapter
+
+
+class _Gate:
+    """The forward of a layer with B·A added to the mask rows of its output."""
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float) -> None:
+        self.a, self.b, self.scale = a, b, scale
+        self.plain: Any = None
+        self.first_mask = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [batch, rows, in]; some models flatten their one text to [rows, in]."""
+        y: Tensor = self.plain(x)
+        first = self.first_mask
+        if torch.is_grad_enabled():
+            update = nn.functional.linear(nn.functional.linear(x[..., first:, :], self.a), self.b)
+            return torch.cat([y[..., :first, :], y[..., first:, :] + self.scale * update], dim=-2)
+        # Decoding has one text, and neither copies nor launches to spare: two products, in place.
+        if x.ndim == 3 and len(x) == 1:
+            low = nn.functional.linear(x[0, first:], self.a)
+            y[0, first:].addmm_(low, self.b.t(), alpha=self.scale)
+        else:
+            update = nn.functional.linear(nn.functional.linear(x[..., first:, :], self.a), self.b)
+            y[..., first:, :].add_(update, alpha=self.scale)
+        return y
 
 
 def _width(module: nn.Module, name: str) -> tuple[int, int]:

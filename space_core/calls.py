@@ -69,18 +69,22 @@ class CallTime:
     ratio: float
 
 
-def contexts_for(model: SpaceModel, wanted: Sequence[int] | None) -> tuple[int, ...]:
-    """Cache lengths to measure at: as wanted, or those of the default that fit the model.
+def contexts_for(model: SpaceModel, wanted: Sequence[int] | None, rows: Sequence[int]) -> tuple[int, ...]:
+    """Cache lengths to measure at: as wanted, or those of the default that fit the model with the rows.
 
     Raises:
-        SettingError: for a wanted one that does not fit.
+        SettingError: for rows or a wanted length that do not fit.
     """
+    room = model.context - max(rows)
+    if room < 1:
+        raise SettingError("rows", f"{max(rows)} rows do not fit the model's context of {model.context}")
     if wanted is None:
-        return tuple(length for length in CONTEXTS if length < model.context) or (model.context // 2,)
+        return tuple(length for length in CONTEXTS if length <= room) or (room,)
     for length in wanted:
-        if length >= model.context:
+        if length > room:
             raise SettingError(
-                "context", f"a context of {length} tokens does not fit the model's {model.context}"
+                "context",
+                f"a context of {length} tokens and {max(rows)} rows do not fit the model's {model.context}",
             )
     return tuple(wanted)
 

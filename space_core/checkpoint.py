@@ -34,6 +34,8 @@ MANIFEST = "space.json"
 PARTS = "space"
 MASKS = "masks.safetensors"
 SHARD = "9MB"
+MAX_MASKS = 64
+DEVICES = ("cpu", "cuda", "mps")
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -62,25 +64,17 @@ def load(
         CheckpointError: for missing, damaged or misfitting files, an unknown device or dtype.
         UnsupportedModelError: for a model that SPACE cannot run losslessly.
     """
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r:.40}")
-    place = _device(device)
-    folder = _fetch(str(folder_or_hub_id))
+    if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_MASKS):
+        raise CheckpointError(f"k must be a whole number in 1..{MAX_MASKS}, not {k!r:.40}")
+    place = find_device(device)
+    folder = fetch(str(folder_or_hub_id))
     manifest = read_manifest(folder)
     base = folder
     if manifest and not (folder / "config.json").is_file():
-        base = _fetch(manifest["base"]["id"], manifest["base"].get("revision"))
-    try:
-        lm = AutoModelForCausalLM.from_pretrained(
-            base,
-            dtype=DTYPES[dtype],
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"cannot open the model {folder_or_hub_id}: {_line(error)}") from None
+        base = fetch(manifest["base"]["id"], manifest["base"].get("revision"))
+    lm = _open(base, str(folder_or_hub_id), DTYPES[dtype])
     for name, parameter in lm.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise CheckpointError(f"the model is damaged: {name} holds numbers that are not finite")
@@ -93,6 +87,30 @@ def load(
     model = SpaceModel(lm, tokenizer, masks, name)
     probe(model)
     return model
+
+
+def _open(folder: Path, name: str, dtype: torch.dtype) -> Any:
+    """The transformers model of a folder, complete, with an attention that takes a mask."""
+    for attention in ("sdpa", "eager"):
+        try:
+            lm, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except Exception as error:  # a stranger's files in the hands of code that is not ours
+            if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
+                continue
+            raise CheckpointError(f"cannot open the model {name}: {_line(error)}") from None
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])[0]
+            raise CheckpointError(f"the model {name} is incomplete: {missing} is missing")
+        return lm
+    raise AssertionError("eager attention exists in every model")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -111,16 +129,19 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{MANIFEST}: format must be {FORMAT!r}")
     k, files, base = manifest.get("k"), manifest.get("files"), manifest.get("base")
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= 64:
-        raise CheckpointError(f"{MANIFEST}: k must be a whole number in 1..64")
-    if not isinstance(files, dict) or not files:
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= MAX_MASKS:
+        raise CheckpointError(f"{MANIFEST}: k must be a whole number in 1..{MAX_MASKS}")
+    # [M] as a vocabulary id of a base that lies elsewhere needs no file here.
+    if not isinstance(files, dict) or not (files or manifest.get("mask_token_id") is not None):
         raise CheckpointError(f"{MANIFEST}: files must list the weight files with their SHA-256")
-    if not isinstance(base, dict) or not isinstance(base.get("id") or "", str):
+    if not isinstance(base, dict) or not all(isinstance(base.get(n) or "", str) for n in ("id", "revision")):
         raise CheckpointError(f"{MANIFEST}: base must name the base model")
+    if not isinstance(manifest.get("method", ""), str):
+        raise CheckpointError(f"{MANIFEST}: method must be text")
     if not (folder / "config.json").is_file() and not base.get("id"):
         raise CheckpointError(f"{MANIFEST} names no base model, and the folder holds none")
     for name, digest in files.items():
-        part = folder / name
+        part = folder / name.replace("\0", "?")
         if part.resolve().parent not in (folder.resolve(), (folder / PARTS).resolve()):
             raise CheckpointError(f"{MANIFEST}: {name} lies outside the checkpoint")
         if not part.is_file():
@@ -138,7 +159,7 @@ def save(
     Args:
         folder: to be filled; must not hold a checkpoint yet.
         model: what to save. With `base_id` only SPACE's own parts are written.
-        base_id: hub id of the base model.
+        base_id: hub id or absolute folder of the base model.
         about: further entries of the manifest (training data, licence, evaluation …).
     """
     if (folder / MANIFEST).exists():
@@ -208,10 +229,18 @@ def _masks(
     )
 
 
-def _fetch(name: str, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint: as given, or downloaded from the hub (safetensors only)."""
+def fetch(name: str, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint: as given, or downloaded from the hub (safetensors only).
+
+    Raises:
+        CheckpointError: when there is no such folder, and no such model on the hub.
+    """
     folder = Path(name)
-    if folder.is_dir():
+    try:
+        here = folder.is_dir()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name[:80]!r} names no checkpoint: {_line(error)}") from None
+    if here:
         if not any((folder / part).is_file() for part in ("config.json", MANIFEST)):
             raise CheckpointError(f"{name} holds neither config.json nor {MANIFEST}: not a checkpoint")
         return folder
@@ -248,11 +277,18 @@ def _tokenizer(folder: Path, lm: Any) -> Any:
     return tokenizer
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of a name, "auto" being the best there is.
+
+    Raises:
+        CheckpointError: when it is not to be had here.
+    """
     try:
         device = torch.device(best_device() if name == "auto" else name)
+        if device.type not in DEVICES:
+            raise NotImplementedError(f"use one of {', '.join(DEVICES)}")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError) as error:
         raise CheckpointError(f"device {name!r:.40} is not to be had here: {_line(error)}") from None
     return device
 

@@ -6,6 +6,7 @@ Vanilla and SPACE run through the same call code, so neither has an advantage be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import (
 
 from space_core.cache import BlockCache
 from space_core.cost import call_cost
+from space_core.errors import UnsupportedModelError
 from space_core.layout import Layout
 from space_core.lookup import Lookup
 from space_core.model import SpaceModel
@@ -34,7 +36,7 @@ def vanilla(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) ->
     """Plain decoding: one call, one token.
 
     Raises:
-        PromptError: for a prompt that is empty or fills the context.
+        PromptError: at the first step, for a prompt that is empty or fills the context.
     """
     run = _Run(model, prompt_ids, settings, stream=0)
     fed = list(prompt_ids)
@@ -52,18 +54,22 @@ def vanilla(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) ->
 def space(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) -> Iterator[Step]:
     """SPACE: each call verifies the drafts of the call before and drafts the next ones.
 
-    Greedy output equals `vanilla`'s; sampled output has the same distribution.
+    Greedy output equals `vanilla`'s; sampled output has the same distribution. What calls cost on this
+    device is measured once for each model, before the first planned run: in half a second, which is on
+    nobody's clock.
 
     Raises:
-        PromptError: for a prompt that is empty or fills the context.
+        PromptError: at the first step, for a prompt that is empty or fills the context.
     """
     run = _Run(model, prompt_ids, settings, stream=1)
     planner = _planner(model, settings)
-    layout, last, drafts = Layout.first(len(prompt_ids), settings.k), list(prompt_ids), Drafts()
-    lookup = Lookup(prompt_ids) if settings.plan is Plan.AUTO else None
-    tried = drafts  # those at hand, from which the planner chose `drafts`
+    layout, last = Layout.first(len(prompt_ids), min(settings.k, run.left - 1)), list(prompt_ids)
+    drafts = tried = Drafts()  # those that are judged, and those at hand, of which the planner chose them
+    lookup = None
     while True:
         start = model.clock()
+        if lookup is None and settings.plan is Plan.AUTO:
+            lookup = Lookup(prompt_ids)
         judged = model.call(layout, [*last, *drafts.ids], run.cache)
         verdict = run.verify(judged.real, drafts)
         accepted, own, guesses = run.fetch(verdict, run.draft(judged.guesses(verdict.accepted)))
@@ -75,8 +81,9 @@ def space(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) -> I
         if lookup:
             lookup.extend(emitted)
             copies = run.copied(*lookup.drafts(settings.k))
-        plan = planner.next(guesses.sure, copies.sure)
-        tried = copies if plan.copied else guesses
+        if not stop:
+            plan = planner.next(run.left, guesses.sure, copies.sure)
+            tried = copies if plan.copied else guesses
         chosen = Drafts() if stop else tried.first(plan.drafts)
         yield Step(
             emitted=tuple(emitted),
@@ -159,7 +166,7 @@ class _Run:
         self.at_budget = Stop.CONTEXT if room < settings.max_new_tokens else Stop.MAX_NEW_TOKENS
         # Random numbers are drawn on the CPU, so that a seed means the same on every device. Each
         # decoder has a stream of its own: lanes of one race are independent draws.
-        self.random = torch.Generator().manual_seed(2 * settings.seed % 2**63 + stream)
+        self.random = torch.Generator().manual_seed(2 * settings.seed + stream)
         self.warpers = LogitsProcessorList(_warpers(settings))
         self.vocabulary = 0
         """Width of the logits, known from the first call on."""
@@ -191,8 +198,9 @@ class _Run:
     def draft(self, logits: Tensor) -> _Guessed:
         """New drafts from the mask rows of one group. [masks, V]"""
         if self.settings.greedy:
-            top, tokens = logits.max(-1)
-            sure = (top - logits.logsumexp(-1)).exp().clamp(max=1)
+            wide = logits if logits.dtype == torch.float64 else logits.float()
+            top, tokens = wide.max(-1)
+            sure = (top - wide.logsumexp(-1)).exp().clamp(max=1)
             return _Guessed(tokens, sure, sure, None)
         q = self.distribution(logits)
         tokens = draw(q, self.uniforms(len(q), q))
@@ -204,6 +212,9 @@ class _Run:
         # float32 holds every id exactly: no vocabulary reaches 2**24.
         parts = (verdict.accepted[None], verdict.own[None], guessed.tokens, guessed.probs, guessed.sure)
         flat = torch.cat([part.float() for part in parts]).tolist()
+        if not math.isfinite(sum(flat)):
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            raise UnsupportedModelError(f"the model's logits overflow in {dtype}: load it in another dtype")
         ids = tuple(map(int, flat[2 : 2 + n]))
         drafts = Drafts(
             ids, tuple(flat[2 + n : 2 + 2 * n]), tuple(flat[2 + 2 * n :]), guessed.tokens, guessed.q

@@ -66,6 +66,18 @@ class Layout:
         """The paper's steady call: k drafts, k + 1 groups of k masks, (k + 1)² rows."""
         return cls.steady((k,) * (k + 1))
 
+    def within(self, left: int) -> Layout:
+        """This steady call without the rows that only serve tokens behind the next `left` ones.
+
+        Mask j of group g guesses the token number g + j + 1 from here.
+        """
+        drafts = min(self.n_drafts, left - 1)
+        if self.n_drafts + max(self.masks, default=0) < left:
+            return self
+        return Layout.steady(
+            tuple(min(m, max(0, left - 1 - g)) for g, m in enumerate(self.masks[: drafts + 1]))
+        )
+
     @property
     def n_masks(self) -> int:
         return sum(self.masks)
@@ -85,7 +97,7 @@ class Layout:
         return slice(start, start + self.masks[group])
 
     def drafting_rows(self, accepted: int) -> range:
-        """The *judged* rows whose masks guess on behind `accepted` drafts; may be empty.
+        """The *judged* rows whose masks guess on behind `accepted` drafts of a decoding call; may be none.
 
         Its own group's, or where that was left out, the tail of the nearest group before it: mask
         j of group g and mask j - 1 of group g + 1 stand at one position, though only the latter sees
@@ -120,7 +132,7 @@ class Layout:
         return below_anchor | own_group
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def _coordinates(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     """Anchor, slot (0 = real, j = mask j) and group (-1 = real) of each row; int64 [rows] each."""
     n, masks = layout.n_real, torch.tensor(layout.masks, dtype=torch.long)

@@ -6,6 +6,7 @@ judged rows. It knows nothing of drafts being right or wrong, of budgets or of t
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,9 +26,9 @@ from space_core.layout import Layout
 MASK_BLOCK = 512
 """Cache slots by which a call's attention mask grows."""
 LONG_CALL = 256
-"""Rows of a call above which its attention mask is not kept."""
-SHAPES = 512
-"""Layouts kept per model; the oldest goes first."""
+"""Rows of a call above which nothing is kept for the next one of its shape."""
+SHAPE_BYTES = 64 * 2**20
+"""Attention masks kept per model; the oldest go first."""
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class _Shape:
         room: cache length up to which `sees` reaches.
         offsets: positions relative to the first real row. int64 [1, rows].
         masks: embeddings of the mask rows, or None without any. [n_masks, hidden].
-        sees: additive attention mask. float [1, 1, rows, room + rows].
+        sees: additive attention mask, or None where none is needed. float [1, 1, rows, room + rows].
         drafting: for each number of accepted drafts the judged rows to draft from, padded. int64
             [stops, width].
     """
@@ -67,8 +68,12 @@ class _Shape:
     room: int
     offsets: Tensor
     masks: Tensor | None
-    sees: Tensor
+    sees: Tensor | None
     drafting: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return 0 if self.sees is None else self.sees.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +100,11 @@ class Judged:
         All stops have one width, so that no device has to tell the host which one it is: of the rows
         only the first `len(layout.drafting_rows(accepted))` mean anything.
         """
-        rows = self._drafting[accepted] if len(self._drafting) else self._drafting.new_zeros(0)
-        return _without(self._head(self._rows[rows]), self._mask_token_id)
+        if not self._drafting.numel():
+            return self.real[:0]
+        # index_select, since indexing with a tensor of no dimension would fetch it to the host.
+        rows = self._drafting.index_select(0, accepted[None])[0]
+        return _without(self._head(self._rows.index_select(0, rows)), self._mask_token_id)
 
 
 class SpaceModel:
@@ -128,10 +136,10 @@ class SpaceModel:
         self.lock = threading.Lock()
         """Held during each call: the adapter is switched on for one call at a time."""
         self._embed: Any = lm.get_input_embeddings()
-        self._shapes: dict[tuple[Layout, int], _Shape] = {}
+        self._shapes: dict[tuple[Any, ...], _Shape] = {}
         self.seconds_by_rows: dict[int, float] = {}
         """What calls of so many rows were seen to cost; filled by `cost.py`."""
-        self._base, self._head = _split_head(lm)
+        self._base, self._head = split_head(lm)
 
     @property
     def device(self) -> torch.device:
@@ -169,16 +177,21 @@ class SpaceModel:
 
         Returns:
             The real rows' logits; those of a mask group are computed when they are asked for, since
-            only one group's are needed.
+            only one group's are needed. A long prompt is fed ahead of its mask group: one call in what
+            it does, two forwards in how.
         """
+        if not cache.length and layout.n_masks and layout.n_real > LONG_CALL:
+            # A long prompt goes ahead without masks, on the path that needs no matrix of who sees whom.
+            self.call(Layout.plain(layout.n_real - 1), real_ids[:-1], cache)
+            layout, real_ids = Layout.first(1, layout.n_masks), real_ids[-1:]
         shape = self._shape(layout, cache.length)
-        n_real = 1 + layout.n_drafts
+        n_judged = 1 + layout.n_drafts
         if self._head is None:
             rows = self._run(self.lm, shape, real_ids, cache, logits_to_keep=layout.n_judged).logits[0]
-            return Judged(rows[:n_real], rows, _identity, shape.drafting, self.mask_token_id)
+            return Judged(rows[:n_judged], rows, _identity, shape.drafting, self.mask_token_id)
         hidden = self._run(self._base, shape, real_ids, cache).last_hidden_state[0]
-        rows = hidden[layout.n_real - n_real :]
-        return Judged(self._head(rows[:n_real]), rows, self._head, shape.drafting, self.mask_token_id)
+        rows = hidden[layout.n_real - n_judged :]
+        return Judged(self._head(rows[:n_judged]), rows, self._head, shape.drafting, self.mask_token_id)
 
     @torch.inference_mode()
     def forward(self, layout: Layout, real_ids: Sequence[int], cache: BlockCache) -> Tensor:
@@ -194,64 +207,67 @@ class SpaceModel:
         self, part: Any, shape: _Shape, real_ids: Sequence[int], cache: BlockCache, **options: Any
     ) -> Any:
         layout, past = shape.layout, cache.length
-        positions = shape.offsets + past
-        if past + layout.rows > self.context:
-            # Rows behind the context's end only serve drafts that the budget cuts: any position will do.
-            positions.clamp_(max=self.context - 1)
         inputs: dict[str, Any] = {}
-        if layout.n_masks:
-            inputs["inputs_embeds"] = self.row_embeddings(layout, real_ids)
-        else:
+        if shape.masks is None:
             inputs["input_ids"] = torch.tensor([list(real_ids)], device=self.device)
-        # A single row sees everything, and without a cache real rows are causal: then no mask at all
-        # is the fastest path of every implementation.
-        if layout.n_masks or (past and layout.rows > 1):
+        else:
+            inputs["inputs_embeds"] = self._embedded(real_ids, shape.masks)
+        if shape.sees is not None:
             inputs["attention_mask"] = shape.sees[..., shape.room - past :]
         adapter = self.masks.adapter
         with self.lock, adapter.on(layout.n_real) if adapter and layout.n_masks else nullcontext():
-            return part(**inputs, position_ids=positions, past_key_values=cache, use_cache=True, **options)
+            return part(
+                **inputs, position_ids=shape.offsets + past, past_key_values=cache, use_cache=True, **options
+            )
 
     def row_embeddings(self, layout: Layout, real_ids: Sequence[int]) -> Tensor:
         """Input embeddings of the call's rows. [1, rows, hidden]"""
-        ids = torch.tensor(list(real_ids), device=self.device)
-        masks = self._shape(layout, 0).masks
-        if masks is None:
-            return self._embed(ids)[None]  # type: ignore[no-any-return]
-        return torch.cat([self._embed(ids), masks])[None]
+        return self._embedded(real_ids, self._mask_embeddings(layout))
+
+    def _embedded(self, real_ids: Sequence[int], masks: Tensor) -> Tensor:
+        return torch.cat([self._embed(torch.tensor(list(real_ids), device=self.device)), masks])[None]
+
+    def _mask_embeddings(self, layout: Layout) -> Tensor:
+        """Embeddings of the mask rows; slots beyond the trained ones take the last one. [n_masks, hidden]"""
+        slots, embeddings = layout.slots().to(self.device), self.masks.embeddings
+        if embeddings is not None:
+            return embeddings[slots.clamp_(max=len(embeddings) - 1)]
+        masks: Tensor = self._embed(torch.full_like(slots, self.masks.token_id or 0))
+        return masks
 
     def _shape(self, layout: Layout, past: int) -> _Shape:
         """What a layout needs on the device, built once for it and a block of cache lengths."""
         room = -(-past // MASK_BLOCK) * MASK_BLOCK
-        shape = self._shapes.get((layout, room))
-        if shape is None:
-            shape = self._new_shape(layout, room)
-            if layout.rows <= LONG_CALL:  # a long prompt's shape is used once
-                if len(self._shapes) >= SHAPES:
+        if layout.rows > LONG_CALL:  # a prompt's shape is used once
+            return self._new_shape(layout, room)
+        # A model that was moved or cast meanwhile, or got other masks, needs other tensors.
+        key = (layout, room, self.dtype, self.device, id(self.masks.embeddings))
+        with self.lock:
+            shape = self._shapes.get(key)
+            if shape is None:
+                shape = self._shapes[key] = self._new_shape(layout, room)
+                while len(self._shapes) > 1 and sum(s.bytes for s in self._shapes.values()) > SHAPE_BYTES:
                     del self._shapes[next(iter(self._shapes))]
-                self._shapes[layout, room] = shape
         return shape
 
     def _new_shape(self, layout: Layout, room: int) -> _Shape:
-        device, masks = self.device, None
-        if layout.n_masks:
-            slots = layout.slots()
-            if self.masks.embeddings is not None:  # slots beyond the trained ones take the last one
-                masks = self.masks.embeddings[slots.clamp_(max=len(self.masks.embeddings) - 1).to(device)]
-            else:
-                masks = self._embed(torch.full(slots.shape, self.masks.token_id or 0, device=device))
-        rule = additive(layout.sees(), self.dtype)
-        # All of the cache is seen: zeros to the left of the rule. A call takes the last `past` of them.
-        sees = torch.cat([rule.new_zeros(layout.rows, room), rule], dim=1)
+        sees = None
+        # A single row sees everything, and without a cache real rows are causal: then no mask at all
+        # is the fastest path of every implementation.
+        if layout.n_masks or (room and layout.rows > 1):
+            rule = additive(layout.sees(), self.dtype)
+            # All of the cache is seen: zeros to the left of the rule. A call takes the last `past` of them.
+            sees = torch.cat([rule.new_zeros(layout.rows, room), rule], dim=1)[None, None].to(self.device)
         groups = [layout.drafting_rows(stop) for stop in range(len(layout.anchors))]
         width = max(map(len, groups), default=0)
         drafting = torch.tensor([[*rows, *[0] * (width - len(rows))] for rows in groups], dtype=torch.long)
         return _Shape(
             layout,
             room,
-            layout.offsets()[None].to(device),
-            masks,
-            sees[None, None].to(device),
-            drafting.to(device),
+            layout.offsets()[None].to(self.device),
+            self._mask_embeddings(layout) if layout.n_masks else None,
+            sees,
+            drafting.to(self.device),
         )
 
     def synchronize(self) -> None:
@@ -318,6 +334,13 @@ def context_window(config: Any) -> int:
     if getattr(text, "use_sliding_window", True):
         limits.append(getattr(text, "sliding_window", None))
     limits += [getattr(text, "attention_chunk_size", None)]
+    ropes = getattr(text, "rope_parameters", None) or {}
+    for rope in (ropes, *ropes.values()):
+        # Long-range factors are chosen for a whole call by its farthest row, so that a draft would move
+        # the rows before it.
+        if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+            limits.append(rope.get("original_max_position_embeddings"))
+            limits.append(getattr(text, "original_max_position_embeddings", None))
     return min([int(limit) for limit in limits if limit] or [2048])
 
 
@@ -326,7 +349,7 @@ def _eos_ids(lm: Any) -> set[int]:
     for config in (getattr(lm, "generation_config", None), lm.config):
         eos = getattr(config, "eos_token_id", None)
         if eos is not None:
-            return {int(i) for i in (eos if isinstance(eos, list | tuple) else [eos])}
+            return {i for i in (eos if isinstance(eos, list | tuple) else [eos]) if isinstance(i, int)}
     return set()
 
 
@@ -350,16 +373,22 @@ def probe(model: SpaceModel) -> None:
             f"{kind} keeps a recurrent state that cannot be rolled back when a draft is rejected: "
             "SPACE needs full attention"
         )
+    if "position_ids" not in inspect.signature(model.lm.forward).parameters:
+        raise UnsupportedModelError(
+            f"{kind} takes no explicit positions, but counts the rows it is fed: SPACE's mask rows would "
+            "stand elsewhere than they should"
+        )
     size = model.vocabulary
     ids = [(7 * i + 3) % size for i in range(6)]
+    wrong_draft = (ids[5] + 1) % size
     try:
         five = model.forward(Layout.plain(5), ids[:5], BlockCache())[-1]
         six = model.forward(Layout.plain(6), ids, BlockCache())[-1]
+        astray = model.forward(Layout.plain(6), [*ids[:5], wrong_draft], BlockCache())[-1]
         cache = BlockCache()
         model.forward(Layout.first(4, 2), ids[:4], cache)
         cache.commit(4)
-        wrong_draft = (ids[5] + 1) % size
-        with_masks = model.forward(Layout.steady((2, 1)), [ids[4], wrong_draft], cache)[0]
+        with_masks = model.forward(Layout.steady((2, 1)), [ids[4], wrong_draft], cache)
         cache.commit(5)
         rolled_back = model.forward(Layout.steady((2,)), ids[5:], cache)[0]
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError) as error:
@@ -368,14 +397,19 @@ def probe(model: SpaceModel) -> None:
             f"{kind} does not take explicit masks, positions and a cache that can be rolled back "
             f"({text[0][:160] if text else type(error).__name__})"
         ) from None
-    spread = float(six.float().nan_to_num(neginf=0).abs().max()) + 1e-6
-    tolerance = spread * max(2e3 * torch.finfo(model.dtype).eps, 1e-9)
-    for left, right in ((with_masks, five), (rolled_back, six)):
-        difference = (left.float() - right.float()).nan_to_num().abs().max()
-        if not float(difference) <= tolerance:
+    known = torch.arange(size, device=six.device) != (
+        -1 if model.mask_token_id is None else model.mask_token_id
+    )
+    wide = torch.float32 if six.device.type == "mps" else torch.float64
+    spread = float(six[..., : len(known)][known].abs().max()) + 1e-6
+    tolerance = spread * min(max(2e3 * torch.finfo(model.dtype).eps, 1e-9), 0.05)
+    for left, right in ((with_masks[0], five), (with_masks[1], astray), (rolled_back, six)):
+        gap = (left[..., : len(known)][known].to(wide) - right[..., : len(known)][known].to(wide)).abs().max()
+        if not float(gap) <= tolerance:  # NaN is not
+            dtype = str(model.dtype).removeprefix("torch.")
             raise UnsupportedModelError(
-                f"{kind} does not obey explicit masks, positions or cache roll-back "
-                f"(logits differ by {float(difference):.2g}): SPACE would not be lossless on it"
+                f"{kind} does not obey explicit masks, positions or cache roll-back, or overflows in {dtype} "
+                f"(logits differ by {float(gap):.2g}): SPACE would not be lossless on it"
             )
 
 
@@ -391,7 +425,7 @@ def _without(logits: Tensor, token_id: int | None) -> Tensor:
 
 
 @torch.inference_mode()
-def _split_head(lm: Any) -> tuple[Any, Any]:
+def split_head(lm: Any) -> tuple[Any, Any]:
     """The model below its head, and the head, where logits are nothing but head(hidden).
 
     Some models scale or cap their logits behind the head. A trial on two tokens tells; for those

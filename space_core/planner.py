@@ -56,10 +56,11 @@ class Plan:
 class Planner(Protocol):
     """Decides the rows of each steady call of one run."""
 
-    def next(self, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
+    def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
         """Plan a call.
 
         Args:
+            left: tokens that may still be written; no row serves one behind them.
             guesses: how sure the masks were of each draft at hand, in [0, 1]; there may be none.
             copies: the same of drafts copied from the text so far.
         """
@@ -78,10 +79,11 @@ class GridPlanner:
     """The paper's calls: all drafts, k + 1 groups of k masks."""
 
     def __init__(self, k: int) -> None:
-        self._plan = Plan(k, Layout.grid(k))
+        self._layout = Layout.grid(k)
 
-    def next(self, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
-        return self._plan
+    def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
+        layout = self._layout.within(left)
+        return Plan(layout.n_drafts, layout)
 
     def learn(self, stood: Sequence[bool], emitted: int) -> None:
         pass
@@ -111,7 +113,7 @@ class AutoPlanner:
         self._after = 1 + d[:, None] + np.arange(k * (k + 1) + 1)[None, :]
         self._reachable = d[None, :] <= d[:, None]
 
-    def next(self, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
+    def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
         survival, of_copies = self._survival(guesses, False), self._survival(copies, True)
         if guesses:
             self.chances.add(self._extended(survival))
@@ -119,7 +121,7 @@ class AutoPlanner:
         if copied:
             survival = of_copies
         token = self.seconds.value[0] / self.tokens.value[0]  # seconds
-        drafts, masks = self._best(survival, token)
+        masks = self._best(survival, token)
         if not any(masks):
             self.idle += 1
             if self.idle > self.pause:
@@ -127,9 +129,9 @@ class AutoPlanner:
                 masks = (*masks[:-1], min(PROBE_MASKS, self.k))
         elif len(masks) > 1 or masks[0] > PROBE_MASKS:
             self.pause = FIRST_PAUSE
-        layout = Layout.steady(masks)
+        layout = Layout.steady(masks).within(left)
         self._judged, self._rows = (copies if copied else guesses, copied), layout.rows
-        return Plan(drafts, layout, copied)
+        return Plan(layout.n_drafts, layout, copied)
 
     def learn(self, stood: Sequence[bool], emitted: int) -> None:
         confidences, copied = self._judged
@@ -140,8 +142,8 @@ class AutoPlanner:
         self.tokens.add(np.array([float(emitted)]))
         self.seconds.add(self.cost[self._rows : self._rows + 1])
 
-    def _best(self, survival: npt.NDArray[np.float64], token: float) -> tuple[int, tuple[int, ...]]:
-        """Drafts and masks by group, from the chances that the first 0, 1, … drafts stand."""
+    def _best(self, survival: npt.NDArray[np.float64], token: float) -> tuple[int, ...]:
+        """Masks by group, one group more than drafts, from the chances that the first 0, 1, … stand."""
         k, m = self.k, len(survival) - 1
         stop = np.where(self._reachable[: m + 1, : m + 1], survival, 0.0)  # [d, g]: all drafts up to g stand
         stop[:, :-1] -= np.where(self._reachable[: m + 1, 1 : m + 1], survival[1:], 0.0)
@@ -155,7 +157,7 @@ class AutoPlanner:
         total -= self.cost[self._after[: m + 1, : total.shape[1]]]
         drafts, n_masks = divmod(int(total.argmax()), total.shape[1])
         groups = np.bincount(order[drafts, :n_masks] // k, minlength=m + 1)
-        return drafts, tuple(groups[: drafts + 1].tolist())
+        return tuple(groups[: drafts + 1].tolist())
 
     def _survival(self, confidences: Sequence[float], copied: bool) -> npt.NDArray[np.float64]:
         """Chance that the first 0, 1, … drafts all stand."""

@@ -13,7 +13,8 @@ MAX_K = 16
 MAX_NEW_TOKENS = 8192
 MAX_TEMPERATURE = 5.0
 MAX_TOP_K = 1_000_000
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**31 - 1
+"""torch's CPU generator tells apart 2³² seeds, and each of two lanes has one of its own."""
 
 
 class Plan(StrEnum):

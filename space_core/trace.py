@@ -89,7 +89,7 @@ class Step:
 
     @property
     def rejected(self) -> tuple[int, ...]:
-        """The drafts that this call threw away: the first wrong one and all behind it."""
+        """Drafts that were not emitted: the first wrong one and all behind it, or what a stop cut."""
         return self.drafts[self.accepted :]
 
     def to_json(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Step:
         """Read a step from untrusted JSON.
 
         Raises:
-            TraceError: for anything that no decoder could have written.
+            TraceError: for fields that are missing, malformed or at odds with each other.
         """
         row = _mapping(data, "step")
         step = cls(
@@ -134,6 +134,11 @@ class Step:
             raise TraceError("trace: a step's accepted tokens are not its drafts")
         if len(step.emitted) > step.accepted + 1:
             raise TraceError("trace: a step emits more than its accepted drafts and one token")
+        for drafts, probs in ((step.drafts, step.draft_probs), (step.new_drafts, step.new_draft_probs)):
+            if len(probs) not in (0, len(drafts)):
+                raise TraceError("trace: a step has as many draft probabilities as drafts, or none")
+        if sum(step.groups) > step.rows:
+            raise TraceError("trace: a step has more masks than rows")
         return step
 
 

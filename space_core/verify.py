@@ -42,7 +42,7 @@ def verify_greedy(choices: Tensor, drafts: Tensor) -> Verdict:
         drafts: int64 [d].
     """
     accepted = (choices[:-1] == drafts).cumprod(0).sum()
-    return Verdict(accepted, choices[accepted])
+    return Verdict(accepted, _row(choices, accepted))
 
 
 def verify_sampled(p: Tensor, q: Tensor, drafts: Tensor, uniforms: Tensor) -> Verdict:
@@ -59,7 +59,7 @@ def verify_sampled(p: Tensor, q: Tensor, drafts: Tensor, uniforms: Tensor) -> Ve
     # u < p/q without the division, so that q = p accepts and p = 0 rejects at every u.
     stands = uniforms[:d] * q_drafts < p_drafts
     accepted = stands.cumprod(0).sum()
-    weights = torch.cat([residual(p[:d], q), p[d:]])[accepted]
+    weights = _row(torch.cat([residual(p[:d], q), p[d:]]), accepted)
     return Verdict(accepted, draw(weights[None], uniforms[d:])[0])
 
 
@@ -69,7 +69,7 @@ def verify_block(p: Tensor, q: Tensor, drafts: Tensor, uniforms: Tensor) -> Verd
     chances, own = block_law(p, q, drafts)
     places = torch.arange(1, d + 1, device=p.device) * (uniforms[:d] < chances)
     accepted = torch.cat([places.new_zeros(1), places]).max()
-    return Verdict(accepted, draw(own[accepted][None], uniforms[d:])[0])
+    return Verdict(accepted, draw(_row(own, accepted)[None], uniforms[d:])[0])
 
 
 def block_law(p: Tensor, q: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,8 @@ def block_law(p: Tensor, q: Tensor, drafts: Tensor) -> tuple[Tensor, Tensor]:
     rest = (w[:d, None] * p[:d] - q).clamp_min(0)
     mass = rest.sum(-1)
     inner = mass / (mass + 1 - w[:d]).clamp_min(torch.finfo(p.dtype).tiny)
-    # Where nothing is left p equals q, and a later draft takes over with certainty (up to rounding).
+    # Where nothing is left the run cannot end (its chance is 0), or, behind no draft at all, p equals q
+    # and a later draft stands up to rounding: any row that can be drawn from will do.
     rest = torch.where(mass[:, None] > 0, rest, p[:d])
     return torch.cat([inner[1:], w[d:]])[:d], torch.cat([rest, p[d:]])
 
@@ -117,12 +118,18 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     Returns:
         int64 [n].
     """
+    uniforms = uniforms.clamp(max=1 - 2**-24) if uniforms.dtype == torch.float32 else uniforms
     cumulative = weights.cumsum(-1)
     total = cumulative[..., -1:]
     # A point may round up to the total itself, behind the last token: keep it strictly below.
     point = torch.minimum(uniforms[..., None].to(weights) * total, total.nextafter(total.new_zeros(())))
     # right=True finds the first token whose cumulative sum lies above the point: its weight is > 0.
-    return torch.searchsorted(cumulative, point, right=True)[..., 0]
+    return torch.searchsorted(cumulative, point, right=True)[..., 0].clamp_(max=weights.shape[-1] - 1)
+
+
+def _row(rows: Tensor, index: Tensor) -> Tensor:
+    """rows[index], for an index [] that stays on its device: plain indexing would fetch it to the host."""
+    return rows.index_select(0, index[None])[0]
 
 
 def _at(probabilities: Tensor, tokens: Tensor) -> Tensor:

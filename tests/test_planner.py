@@ -35,7 +35,7 @@ class World:
     def run(self, tokens, quality):
         until = self.tokens + tokens
         while self.tokens < until:
-            plan = self.planner.next([min(1.0, c * self.boast) for c in self.chances])
+            plan = self.planner.next(999, [min(1.0, c * self.boast) for c in self.chances])
             self.plans.append(plan)
             judged = min(plan.drafts, len(self.chances))
             right = [self.random.random() < chance for chance in self.chances]
@@ -65,7 +65,7 @@ def pace(kind, cost, k, quality, boast=1.0):
 def test_where_rows_are_free_it_is_the_full_grid(k):
     planner = AutoPlanner(k, FREE)
     for confidence in (0.95, 0.5, 0.1):
-        plan = planner.next([confidence] * k)
+        plan = planner.next(999, [confidence] * k)
         assert plan.drafts == k and plan.layout == Layout.grid(k)
         planner.learn([True, False][: k + 1], 2)
 
@@ -96,7 +96,7 @@ def test_worthless_masks_are_given_up_within_a_few_tokens_and_found_again():
 
 def test_unsure_drafts_are_not_judged_and_get_no_group():
     planner = AutoPlanner(5, CPU)
-    sure, unsure = planner.next([0.97] * 5), planner.next([0.97, 0.03, 0.03, 0.03, 0.03])
+    sure, unsure = planner.next(999, [0.97] * 5), planner.next(999, [0.97, 0.03, 0.03, 0.03, 0.03])
     assert sure.drafts == 5 and unsure.drafts == 1
     assert sure.layout.masks[0] < sure.layout.masks[-1]  # masks stand where the run will stop
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 import torch
 from tiny import tiny_lm, trained_like_masks
 
 import space_core
-from space_core import Settings
+from space_core import Settings, planner
+from space_core.layout import Layout
+from space_core.lookup import Lookup
 from space_core.model import SpaceModel
 from space_core.verify import block_law, draw, residual, verify_block, verify_greedy, verify_sampled
 
@@ -295,6 +298,66 @@ def test_sampling_is_exact_by_enumeration_at_full_size():
         distance = (distribution_of_next(p, q, exact_rule) - truth_of(p)).abs().sum() / 2
         assert distance <= 1e-12
         assert (block_distribution(p, q)[0] - truth_of(p)).abs().sum() / 2 <= 1e-12
+
+
+class Wild:
+    """Any plan at all that does not look at the drawn tokens."""
+
+    def __init__(self):
+        self.random = random.Random(0)
+        self.seen = set()
+
+    def next(self, left, guesses, copies=()):
+        copied = bool(copies) and self.random.random() < 0.6
+        drafts = self.random.randint(0, len(copies if copied else guesses))
+        if not copied and guesses and guesses[0] > 0.5:
+            drafts = len(guesses)
+        layout = Layout.steady(tuple(self.random.choice((0, 0, 1, 2, 3)) for _ in range(drafts + 1)))
+        layout = layout.within(left)
+        self.seen.add((copied, layout.n_drafts))
+        return planner.Plan(layout.n_drafts, layout, copied)
+
+    def learn(self, stood, emitted):
+        pass
+
+
+def wild_against_law(draws, verification, monkeypatch):
+    """(chi-square, its limit) of four tokens under wild plans and copies that are often wrong."""
+    model, prompt, wild = small_vocabulary_model(), [3, 1, 4, 3, 1, 4, 3, 1], Wild()
+    monkeypatch.setattr("space_core.decoders._planner", lambda model, settings: wild)
+    monkeypatch.setattr(Lookup, "drafts", lambda lookup, count: (lookup._text[-3:][:count], 0.5))
+    settings = {"k": 3, "max_new_tokens": 4, "temperature": 0.8, "top_k": 3, "verification": verification}
+
+    def law(text):
+        with torch.inference_mode():
+            logits = model.lm(torch.tensor([text])).logits[0, -1].double() / 0.8
+        top = logits.topk(3)
+        return dict(zip(top.indices.tolist(), top.values.softmax(-1).tolist(), strict=True))
+
+    due = {(): 1.0}
+    for _ in range(4):
+        due = {(*a, b): p * q for a, p in due.items() for b, q in law([*prompt, *a]).items()}
+    counts = dict.fromkeys(due, 0)
+    for seed in range(draws):
+        steps = space_core.space(model, prompt, Settings(seed=seed, **settings))
+        counts[tuple(token for step in steps for token in step.emitted)] += 1
+    assert {(False, 2), (True, 2), (True, 1)} <= wild.seen
+    seen = torch.tensor([float(counts[key]) for key in due])
+    value, freedom = chi_square(seen, draws * torch.tensor(list(due.values())))
+    return value, limit(freedom)
+
+
+@pytest.mark.parametrize("verification", ["block", "token"])
+def test_any_plan_and_any_copies_leave_the_law_as_it_is(verification, monkeypatch):
+    value, most = wild_against_law(1200, verification, monkeypatch)
+    assert value <= most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verification", ["block", "token"])
+def test_any_plan_and_any_copies_leave_the_law_as_it_is_at_full_size(verification, monkeypatch):
+    value, most = wild_against_law(25_000, verification, monkeypatch)
+    assert value <= most
 
 
 def test_a_plan_may_know_the_distributions_but_not_the_drawn_token():
