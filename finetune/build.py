@@ -28,7 +28,7 @@ from finetune.masks import train_masks
 from finetune.pack import pack, prompt_windows, read_meta
 from finetune.pretrain import heldout_batches, heldout_loss, pretrain
 from finetune.recipe import Recipe
-from finetune.state import load_state, save_state
+from finetune.state import load_state, replace_folder, save_state
 from finetune.tokenizer import train_tokenizer
 from space_core.checkpoint import MANIFEST, save
 
@@ -83,13 +83,7 @@ def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu"
     shutil.copy(run / "log.jsonl", part / "training_log.jsonl")
     card = model_card(json.loads((part / MANIFEST).read_text()), completions(model, watch[:COMPLETIONS]))
     (part / "README.md").write_text(card, encoding="utf-8")
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(part, out)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(part, out)
     return out
 
 

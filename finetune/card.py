@@ -67,6 +67,79 @@ weights are Apache-2.0.
 """
 
 
+def sft_card(manifest: dict[str, Any], whole: bool) -> str:
+    """The card of what `sft` made. whole: the folder holds a model, not only SPACE's parts."""
+    figures, options, base = manifest["evaluation"]["heldout_prompts"], manifest["sft"], manifest["base"]
+    gated = manifest["method"] == "gated"
+    on_hub = not base["id"].startswith(("/", "\\")) and base["id"].count("/") == 1
+    front = [
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [space, speculative-decoding]",
+    ]
+    front += [f"base_model: {base['id']}"] if on_hub else []
+    if gated:
+        what = (
+            "a low-rank adapter and mask embeddings that act on mask rows only. The base is untouched: with\n"
+            "SPACE it writes what it wrote before, in fewer calls"
+        )
+    else:
+        what = (
+            "all weights fine-tuned, with one [M] in the vocabulary. SPACE writes what this model writes\n"
+            "without it, in fewer calls; that is not what the base writes"
+        )
+    named = f"`{base['id'] if on_hub else base['id'].rpartition('/')[2]}`"
+    opens = (
+        "The folder opens with `AutoModelForCausalLM.from_pretrained` as the plain model, too."
+        if whole
+        else f"It holds SPACE's parts only; the base, {named}, is opened with it."
+    )
+    answers = (
+        "Trained on the model's own continuations of the data's prompts."
+        if gated and options["distil"]
+        else "Trained on the data's answers."
+    )
+    chosen = ", but they chose the best of the evaluations" if options["patience"] else ""
+    revision = f", revision `{base['revision']}`" if base["revision"] else ""
+    share = manifest["trained_parameters"] / manifest["parameters"]
+    setting = f"full grid, k = {figures['k']}, greedy, {figures['prompts']} held-out prompts"
+    return f"""---
+{chr(10).join(front)}
+---
+# {manifest["name"]}
+
+{named}{revision} with masks for SPACE (arXiv 2402.11809): method `{manifest["method"]}`,
+k = {manifest["k"]}, {what}.
+
+    import space_core
+    model = space_core.load("{manifest["name"]}")
+
+{opens} Trained parameters: {manifest["trained_parameters"] / 1e6:.2f} M, {100 * share:.1f} % of the model's.
+
+Made by `python -m finetune sft` on {manifest["made"]["date"]} with torch {manifest["made"]["torch"]}
+and transformers {manifest["made"]["transformers"]}; `training_log.jsonl` is its log, and `space.json`
+holds every option.
+
+## Figures
+
+| | |
+|---|---|
+| tokens per call, {setting} | {figures["tokens_per_call"]} |
+| the same without looping outputs | {figures["tokens_per_call_without_loops"]} |
+| share of looping outputs | {figures["share_of_loops"]} |
+| acceptance by position | {", ".join(map(str, figures["acceptance_by_position"]))} |
+| outputs identical to plain decoding's | {figures["identical_to_vanilla"]} of {figures["prompts"]} |
+
+Nothing was trained on these prompts{chosen}. How much faster that is depends on
+what a call of (k+1)² rows costs on your device: measure it with `python -m space_core bench`.
+
+## Training data
+
+`{manifest["training_data"]["source"]}`, SHA-256 of its rows `{manifest["training_data"]["sha256"]}`:
+{manifest["training_data"]["told"]}. {answers} The licence is that of the base and of this data.
+"""
+
+
 def completions(model: SpaceModel, prompts: Sequence[Sequence[int]], tokens: int = 96) -> str:
     """What the model writes behind each prompt, as a section of the card: greedy, and sampled."""
     parts = [

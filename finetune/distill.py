@@ -4,17 +4,20 @@ The masks shall predict what the *model* will write, not what people wrote. So p
 corpus are continued by the model itself, greedily or sampled (for decoding with temperature, and
 because a small model decoded greedily runs in circles: 78 % of the continuations of a half-trained
 5.8 M-parameter base did, on which masks learn to repeat and nothing else; most of those are dropped).
-All prompts of a batch have one length, so nothing is padded.
+In `distill` all prompts of a batch have one length, so nothing is padded; in `continuations`, for
+prompts of all lengths, those of a batch are padded on the left.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import GenerationConfig
 
 from finetune.recipe import Distill
 from finetune.state import load_state, save_state
@@ -43,8 +46,7 @@ def distill(
     for index in tqdm(range(len(done), len(parts)), desc="distill", mininterval=2):
         part = parts[index].to(device)
         torch.manual_seed(seed * 1_000_003 + index)
-        sampled = (index * plan.sampled_share) % 1 + plan.sampled_share > 1 - 1e-9
-        options = {"do_sample": True, "temperature": plan.temperature} if sampled else {"do_sample": False}
+        options = _sampling(index, plan)
         with torch.inference_mode():
             whole = lm.generate(
                 part,
@@ -65,13 +67,102 @@ def distill(
     ]
 
 
+def continuations(
+    lm: Any,
+    prompts: Sequence[Tensor],
+    plan: Distill,
+    eos_ids: frozenset[int],
+    max_length: int,
+    out: Path,
+    seed: int,
+) -> list[tuple[Tensor, Tensor]]:
+    """What the model writes behind prompts of any lengths, resuming from what `out` holds.
+
+    Args:
+        prompts: int64 [length] each, every one shorter than max_length.
+        plan: how many new tokens at most, which share sampled. The model's own generation settings
+            (top-p, penalties) do not apply: greedy is the argmax, as in decoding here.
+        eos_ids: ids that end a text; a continuation ends with the first of them.
+        max_length: most tokens of prompt and continuation.
+
+    Returns:
+        (prompt, continuation), int64 [length] each, shortest prompts first. Of those that run in circles
+        the plan's share is left whole; the others end where the circles begin.
+    """
+    path = out / "distill.pt"
+    state = load_state(path) or {"batches": []}
+    done: list[Tensor] = state["batches"]
+    ordered = sorted(prompts, key=len)
+    parts = [ordered[i : i + plan.batch] for i in range(0, len(ordered), plan.batch)]
+    device = lm.get_input_embeddings().weight.device
+    fill = min(eos_ids, default=0)
+    for index in tqdm(range(len(done), len(parts)), desc="distill", mininterval=2):
+        part = parts[index]
+        width = len(part[-1])
+        ids, real = torch.full((len(part), width), fill), torch.zeros(len(part), width, dtype=torch.long)
+        for row, prompt in enumerate(part):
+            ids[row, width - len(prompt) :], real[row, width - len(prompt) :] = prompt, 1
+        torch.manual_seed(seed * 1_000_003 + index)
+        config = GenerationConfig(
+            max_new_tokens=min(plan.new_tokens, max_length - width),
+            eos_token_id=sorted(eos_ids) or None,
+            pad_token_id=fill,
+            top_k=0,
+            top_p=1.0,
+            **_sampling(index, plan),
+        )
+        # Handed to `generate`, a configuration is completed from the model's own; as the model's, not.
+        own, lm.generation_config = lm.generation_config, config
+        try:
+            with torch.inference_mode():
+                whole = lm.generate(ids.to(device), attention_mask=real.to(device))
+        finally:
+            lm.generation_config = own
+        done.append(whole[:, width:].to("cpu", torch.int32))
+        if index % 4 == 3 or index == len(parts) - 1:
+            save_state(path, {"batches": done})
+    rows = [row.long() for batch in done for row in batch]
+    texts = [row[: _end(row.tolist(), eos_ids)] for row in rows]
+    whole = set(_kept([is_loop(text.tolist()) for text in texts], plan.loops))
+    straight = [text if i in whole else text[: _circles(text.tolist())] for i, text in enumerate(texts)]
+    return [(prompt, text) for prompt, text in zip(ordered, straight, strict=True) if len(text)]
+
+
+def _sampling(index: int, plan: Distill) -> dict[str, Any]:
+    """Options of `generate` for a batch: sampled batches are spread evenly."""
+    sampled = (index * plan.sampled_share) % 1 + plan.sampled_share > 1 - 1e-9
+    return {"do_sample": True, "temperature": plan.temperature} if sampled else {"do_sample": False}
+
+
+def _end(ids: Sequence[int], eos_ids: frozenset[int]) -> int:
+    """How many ids there are up to the first end-of-sequence, which counts."""
+    return next((i + 1 for i, token in enumerate(ids) if token in eos_ids), len(ids))
+
+
+def _circles(ids: Sequence[int], n: int = 4, run: int = 8) -> int:
+    """Where a text begins to run in circles: the first of `run` n-grams in a row that stood before."""
+    seen: set[tuple[int, ...]] = set()
+    old = 0
+    for i in range(len(ids) - n + 1):
+        gram = tuple(ids[i : i + n])
+        old = old + 1 if gram in seen else 0
+        seen.add(gram)
+        if old == run:
+            return i - run + 1 + n - 1
+    return len(ids)
+
+
 def _few_loops(sequences: Tensor, prompt: int, share: float) -> Tensor:
     """Without the looping sequences that are more than `share` of the result."""
-    loops = [is_loop(row[prompt:]) for row in sequences.tolist()]
+    return sequences[_kept([is_loop(row[prompt:]) for row in sequences.tolist()], share)]
+
+
+def _kept(loops: Sequence[bool], share: float) -> list[int]:
+    """Indices of all that do not loop and of as many loops as may be `share` of the result."""
     room = int(share / (1 - share) * (len(loops) - sum(loops))) if share < 1 else len(loops)
     kept = []
     for index, loop in enumerate(loops):
         room -= loop
         if not loop or room >= 0:
             kept.append(index)
-    return sequences[kept]
+    return kept

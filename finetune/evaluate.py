@@ -31,8 +31,21 @@ def evaluate(
 ) -> dict[str, Any]:
     """The figures of the model card, on prompts the model was not trained on."""
     ids = [model.encode(prompt) for prompt in prompts]
-    traces = []
-    for prompt in tqdm(ids, desc=f"evaluate k={k}", mininterval=2):
+    result, traces = figures(model, ids, k, new_tokens, temperature)
+    reads = sum(parses(p, model.decode(t.output_ids)) for p, t in zip(prompts, traces, strict=True))
+    same = result.pop("identical_to_vanilla", None)
+    result["share_that_parses"] = round(reads / len(traces), 4)
+    if same is not None:
+        result["identical_to_vanilla"] = same
+    return result
+
+
+def figures(
+    model: SpaceModel, prompts: Sequence[Sequence[int]], k: int, new_tokens: int, temperature: float = 0.0
+) -> tuple[dict[str, Any], list[Trace]]:
+    """What decoding on the full grid says of the masks, and its traces, one for each prompt."""
+    traces: list[Trace] = []
+    for prompt in tqdm(prompts, desc=f"evaluate k={k}", mininterval=2):
         traces += decode_prompts(model, [prompt], k, new_tokens, temperature=temperature)
     straight = [trace for trace in traces if not is_loop(trace.output_ids)]
     result = {
@@ -44,20 +57,15 @@ def evaluate(
         "tokens_per_call_without_loops": round(tokens_per_call(straight), 4),
         "share_of_loops": round(1 - len(straight) / len(traces), 4),
         "acceptance_by_position": [round(a, 4) for a in acceptance_by_position(traces)],
-        "share_that_parses": round(
-            sum(parses(p, model.decode(t.output_ids)) for p, t in zip(prompts, traces, strict=True))
-            / len(traces),
-            4,
-        ),
     }
     if temperature == 0:
         request = Settings(k=k, max_new_tokens=new_tokens)
         same = sum(
             tuple(token for step in vanilla(model, p, request) for token in step.emitted) == t.output_ids
-            for p, t in zip(ids, traces, strict=True)
+            for p, t in zip(prompts, traces, strict=True)
         )
         result["identical_to_vanilla"] = same
-    return result
+    return result, traces
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +28,39 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from finetune.evaluate import decode_prompts
-from finetune.optimizer import Optimizers, schedule
+from finetune.optimizer import Optimizers, cosine, schedule
 from finetune.precision import autocast, bfloat16_is_faster
 from finetune.recipe import MaskTraining
 from finetune.state import Log, load_state, save_state
 from space_core.adapter import GatedAdapter
 from space_core.cache import additive
+from space_core.errors import SpaceError
 from space_core.layout import Layout
 from space_core.metrics import tokens_per_call
 from space_core.model import Masks, SpaceModel
+
+
+class TrainingError(SpaceError, RuntimeError):
+    """Training went wrong: the rates are too high, or the data cannot be learnt from."""
+
+
+class Method(Protocol):
+    """A way to train masks, as `train` drives it.
+
+    Attributes:
+        trained: what is trained, and saved in states.
+    """
+
+    trained: nn.Module
+
+    def loss(self, batch: Any, random: torch.Generator) -> tuple[Tensor, int]:
+        """Mean loss of a batch, and how many mask targets it had."""
+
+    def model(self, tokenizer: Any) -> SpaceModel:
+        """The model with its masks as they are now, for decoding."""
+
+    def restore(self) -> None:
+        """Back to training after decoding."""
 
 
 class GatedMasks(nn.Module):
@@ -71,73 +96,170 @@ def train_masks(
         The model with its trained masks.
     """
     gated = plan.method == "gated"
-    method = _Gated(model_lm, plan, seed) if gated else _Paper(model_lm, plan)
-    device = next(model_lm.parameters()).device
+    method: Method = Gated(model_lm, plan, seed) if gated else Paper(model_lm, plan)
+
+    def draw(index: int, random: torch.Generator) -> tuple[Tensor, int]:
+        length, sequences = batches[int(torch.randint(len(batches), (), generator=random))]
+        return sequences[torch.randperm(len(sequences), generator=random)[: plan.batch]], length
+
+    return train(method, draw, tokenizer, prompts, plan, out, seed)
+
+
+def train(
+    method: Method,
+    draw: Callable[[int, torch.Generator], Any],
+    tokenizer: Any,
+    prompts: list[list[int]],
+    plan: MaskTraining,
+    out: Path,
+    seed: int,
+    half: bool | None = None,
+) -> SpaceModel:
+    """The training loop: resumes to the bit, logs, measures by decoding, stops early.
+
+    Args:
+        method: its loss, and the model it makes.
+        draw: batch number n, a function of n and of random numbers that depend on n alone.
+        prompts: held-out prompts on which tokens per call are measured by decoding.
+        plan: steps, rates, when to save and when to stop.
+        out: states and log go here.
+        half: multiply in bfloat16; None measures whether that is faster.
+
+    Returns:
+        The model with its trained masks; with `plan.patience`, those of the best evaluation.
+
+    Raises:
+        TrainingError: when the loss is no longer finite.
+    """
+    device = next(method.trained.parameters()).device
     path, step, seconds, targets = out / f"masks-{plan.method}.pt", 0, 0.0, 0
+    best_path, best, since = out / f"masks-{plan.method}-best.pt", 0.0, 0
     state = load_state(path)
-    half = bfloat16_is_faster(device) if state is None else state["half"]
+    if state is not None:
+        half = state["half"]
+    elif half is None:
+        half = bfloat16_is_faster(device)
     optimizers = Optimizers(method.trained, plan.muon_lr, plan.lr, half)
     if state is not None:
         method.trained.load_state_dict(state["trained"])
         optimizers.load_state_dict(state["optimizers"])
         step, seconds, targets = state["step"], state["seconds"], state["targets"]
+        best, since = state.get("best", best), state.get("since", since)
     log = Log(out / "log.jsonl", f"masks-{plan.method}", step)
     bar = tqdm(total=plan.steps, initial=step, desc=f"masks ({plan.method})", mininterval=2)
 
-    def measure() -> None:
+    def factor() -> float:
+        if plan.cosine:
+            return cosine(step, plan.steps, plan.warmup)
+        return schedule(step, plan.steps, plan.warmup, plan.decay or plan.steps)
+
+    def measure() -> float:
         with torch.no_grad():
             traces = decode_prompts(method.model(tokenizer), prompts, plan.k, plan.evaluate_tokens)
         method.restore()
         rate = tokens_per_call(traces)
         log.write(step, tokens_per_call=round(rate, 4), seconds=round(seconds, 1), mask_targets=targets)
         bar.set_postfix(tokens_per_call=f"{rate:.2f}")
+        return rate
 
     if step == 0:
         measure()
-    while step < plan.steps:
+    tired = 0 < plan.patience <= since
+    while step < plan.steps and not tired:
         start = time.perf_counter()
-        random = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        length, sequences = batches[int(torch.randint(len(batches), (), generator=random))]
-        chosen = sequences[torch.randperm(len(sequences), generator=random)[: plan.batch]]
-        with autocast(device, half):
-            loss, counted = method.loss(chosen, length, random)
-        loss.backward()
-        optimizers.step(schedule(step, plan.steps, plan.warmup, plan.decay or plan.steps))
-        value = float(loss.detach())
+        value = 0.0
+        for index in range(step * plan.accumulate, (step + 1) * plan.accumulate):
+            random = torch.Generator().manual_seed(seed * 1_000_003 + index)
+            batch = draw(index, random)
+            with autocast(device, half):
+                loss, counted = method.loss(batch, random)
+            loss = loss / plan.accumulate
+            loss.backward()
+            value += float(loss.detach())
+            targets += counted
+        optimizers.step(factor())
         if not math.isfinite(value):
-            raise RuntimeError(f"mask training diverged at step {step}: the loss is {value}")
-        step, targets = step + 1, targets + counted
+            raise TrainingError(f"mask training diverged at step {step}: the loss is {value}")
+        step += 1
         seconds += time.perf_counter() - start
         bar.update()
         if step % 10 == 0 or step == plan.steps:
             log.write(step, loss=round(value, 4), mask_targets=targets, seconds=round(seconds, 1))
         if step % plan.evaluate_every == 0 or step == plan.steps:
-            measure()
-        if step % plan.save_every == 0 or step == plan.steps:
-            save_state(
-                path,
-                {
-                    "trained": method.trained.state_dict(),
-                    "optimizers": optimizers.state_dict(),
-                    "step": step,
-                    "half": half,
-                    "seconds": seconds,
-                    "targets": targets,
-                },
-            )
+            rate = measure()
+            if plan.patience:
+                since = 0 if rate > best else since + 1
+                if rate > best:
+                    best = rate
+                    save_state(best_path, {"trained": method.trained.state_dict(), "step": step})
+                tired = since >= plan.patience
+        if step % plan.save_every == 0 or step == plan.steps or tired:
+            state = {
+                "trained": method.trained.state_dict(),
+                "optimizers": optimizers.state_dict(),
+                "step": step,
+                "half": half,
+                "seconds": seconds,
+                "targets": targets,
+            }
+            save_state(path, {**state, "best": best, "since": since} if plan.patience else state)
     bar.close()
+    if plan.patience:
+        state = load_state(best_path)
+        if state is not None:
+            method.trained.load_state_dict(state["trained"])
+            if step < plan.steps:
+                log.write(step, stopped_early=True, best_step=state["step"])
     return method.model(tokenizer)
 
 
-class _Gated:
+def guess_loss(
+    logits: Tensor, own: Tensor, text: Tensor, first: Tensor, known: Tensor, plan: MaskTraining
+) -> Tensor:
+    """Mean loss of the masks of dense groups.
+
+    Args:
+        logits: of the masks, group by group. float [batch, groups · k, V]
+        own: the base's own logits at the positions of the masks. [batch, groups · k, V]
+        text: the tokens behind these positions. int64 [batch, groups · k]
+        first: which masks are the first of their group. bool [groups · k]
+        known: which masks have a target, 0 or 1. float [batch, groups · k]
+        plan: `soft` and `until_fail`.
+    """
+    batch = len(logits)
+    # What the base itself puts there: equal to the text where the text is its greedy output.
+    # Behind a sampled token that is not the base's choice, only the text itself can follow.
+    wanted = torch.where(first, own.argmax(-1), text)
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+    loss = loss.view(batch, -1)
+    if plan.soft:
+        whole = own.float().softmax(-1)
+        # log-softmax of the masks, without a second copy of it: -Σ p log q = lse(q) - Σ p q.
+        against = logits.logsumexp(-1) - (whole * logits).sum(-1)
+        loss = (1 - plan.soft) * loss + plan.soft * against
+    weights = known
+    if plan.until_fail < 1:
+        right = (logits.detach().argmax(-1) == wanted).view(batch, -1, plan.k).float()
+        alive = torch.cat([torch.ones_like(right[..., :1]), right.cumprod(-1)[..., :-1]], -1)
+        weights = weights * (plan.until_fail + (1 - plan.until_fail) * alive.flatten(1))
+    return (loss * weights).sum() / weights.sum().clamp_min(1e-6)
+
+
+class Gated:
+    """The gated method on sequences of one length with prompts of one length."""
+
     def __init__(self, lm: Any, plan: MaskTraining, seed: int) -> None:
         self.lm, self.plan = lm.eval().requires_grad_(False), plan
         self.trained = GatedMasks(lm, plan, seed)
 
-    def loss(self, sequences: Tensor, prompt: int, random: torch.Generator) -> tuple[Tensor, int]:
-        """Mean cross-entropy of the masks of dense groups. sequences: [batch, length]."""
+    def loss(self, batch: Any, random: torch.Generator) -> tuple[Tensor, int]:
+        """Mean cross-entropy of the masks of dense groups.
+
+        batch: sequences, int64 [batch, length], and the length of their prompts.
+        """
         lm, plan, trained = self.lm, self.plan, self.trained
-        batch, length = sequences.shape
+        sequences, prompt = batch
+        rows, length = sequences.shape
         device = trained.embeddings.device
         sequences = sequences.to(device)
         with torch.no_grad():
@@ -148,36 +270,28 @@ class _Gated:
         anchors = tuple(places.tolist())
         layout = Layout(length, 0, anchors, (plan.k,) * len(anchors))
         offsets, slots = layout.offsets()[length:].to(device), layout.slots().to(device)
-        embeddings = trained.embeddings[slots].expand(batch, -1, -1)
+        embeddings = trained.embeddings[slots].expand(rows, -1, -1)
         sees = layout.sees()[length:].to(device)
         with trained.adapter.on(0):  # all rows of this second half are masks
             logits = lm(
                 inputs_embeds=embeddings,
                 attention_mask=additive(sees, embeddings.dtype)[None, None],
-                position_ids=offsets[None].expand(batch, -1),
+                position_ids=offsets[None].expand(rows, -1),
                 past_key_values=real.past_key_values,
                 use_cache=True,
             ).logits.float()
         # The mask at position t predicts the token behind it; behind the text there is no target.
         known = offsets + 1 < length
         places = offsets.clamp(max=length - 2)
-        # What the base itself puts there: equal to the text where the text is its greedy output.
-        # Behind a sampled token that is not the base's choice, only the text itself can follow.
-        text = sequences[:, places + 1]
-        wanted = torch.where(slots == 0, real.logits[:, places].argmax(-1), text)
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
-        loss = loss.view(batch, -1)
-        if plan.soft:
-            own = real.logits[:, places].float().softmax(-1)
-            # log-softmax of the masks, without a second copy of it: -Σ p log q = lse(q) - Σ p q.
-            against = logits.logsumexp(-1) - (own * logits).sum(-1)
-            loss = (1 - plan.soft) * loss + plan.soft * against
-        weights = known.float().expand(batch, -1)
-        if plan.until_fail < 1:
-            right = (logits.detach().argmax(-1) == wanted).view(batch, -1, plan.k).float()
-            alive = torch.cat([torch.ones_like(right[..., :1]), right.cumprod(-1)[..., :-1]], -1)
-            weights = weights * (plan.until_fail + (1 - plan.until_fail) * alive.flatten(1))
-        return (loss * weights).sum() / weights.sum(), int(known.sum()) * batch
+        loss = guess_loss(
+            logits,
+            real.logits[:, places],
+            sequences[:, places + 1],
+            slots == 0,
+            known.float().expand(rows, -1),
+            plan,
+        )
+        return loss, int(known.sum()) * rows
 
     def model(self, tokenizer: Any) -> SpaceModel:
         masks = Masks(self.plan.k, "gated", None, self.trained.embeddings.detach(), self.trained.adapter)
@@ -187,15 +301,21 @@ class _Gated:
         pass
 
 
-class _Paper:
+class Paper:
+    """The paper's method, likewise."""
+
     def __init__(self, lm: Any, plan: MaskTraining) -> None:
         self.plan = plan
         self.token_id = int(lm.get_input_embeddings().weight.shape[0])
         lm.resize_token_embeddings(self.token_id + 1, mean_resizing=True)
         self.lm = self.trained = lm.requires_grad_(True).train()
 
-    def loss(self, sequences: Tensor, prompt: int, random: torch.Generator) -> tuple[Tensor, int]:
-        """SAR-SFT of one batch; the cut is drawn per sample. sequences: [batch, length]."""
+    def loss(self, batch: Any, random: torch.Generator) -> tuple[Tensor, int]:
+        """SAR-SFT of one batch; the cut is drawn per sample.
+
+        batch: sequences, int64 [batch, length], and the length of their prompts.
+        """
+        sequences, prompt = batch
         k, losses, counted = self.plan.k, [], 0
         plain = torch.rand(len(sequences), generator=random) < self.plan.p_ar
         sequences = sequences.to(next(self.lm.parameters()).device)

@@ -9,6 +9,7 @@ on them (0.1 s in bfloat16 on two AVX512-BF16 cores); GPUs torch's own.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -129,3 +130,11 @@ def schedule(step: int, steps: int, warmup: int, decay: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return min(1.0, (steps - step) / max(1, decay))
+
+
+def cosine(step: int, steps: int, warmup: int, floor: float = 0.1) -> float:
+    """Warm-up, then half a cosine from 1 to `floor` at the last of `steps`; step from 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    through = (step - warmup) / max(1, steps - 1 - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, through)))

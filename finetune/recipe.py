@@ -75,6 +75,10 @@ class MaskTraining:
         until_fail: weight of a mask behind a wrong one, whose guess could not have stood (1: as any
             other).
         soft: share of the loss against the base's own distribution, the rest against its token.
+        accumulate: batches whose gradients make one step.
+        cosine: the rate falls by half a cosine instead of `decay`'s line.
+        patience: stop after so many evaluations without more tokens per call, and take the best masks;
+            0 trains to the end and takes the last.
     """
 
     steps: int
@@ -91,6 +95,9 @@ class MaskTraining:
     p_ar: float = 0.5
     warmup: int = 50
     decay: int = 0
+    accumulate: int = 1
+    cosine: bool = False
+    patience: int = 0
     save_every: int = 50
     evaluate_every: int = 200
     evaluate_prompts: int = 16

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ def load_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]
         return None
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     return state
+
+
+def replace_folder(part: Path, out: Path) -> None:
+    """Put a finished folder in its place; what stood there goes only when it stands."""
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(part, out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class Log:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from space_core import metrics
 from space_core.cache import BlockCache
-from space_core.checkpoint import DTYPES, _device
+from space_core.checkpoint import DTYPES, find_device
 from space_core.cost import layout_of
 from space_core.errors import SettingError
 from space_core.layout import Layout
@@ -164,7 +164,7 @@ def random_llama(name: str, device: str, dtype: str) -> SpaceModel:
         bos_token_id=None,
         eos_token_id=None,
     )
-    with _device(device):
+    with find_device(device):
         lm = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], attn_implementation="sdpa")
     return SpaceModel(lm.requires_grad_(False), name=f"Llama-shaped {name}, random weights")
 

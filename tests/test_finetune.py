@@ -97,7 +97,7 @@ def test_masks_learn_a_text_that_repeats(tmp_path, method):
     model.eos_ids = frozenset()
     if method == "gated":
         assert all(torch.equal(weight, lm.state_dict()[name]) for name, weight in before.items())
-    steps = list(space_core.space(model, prompt, Settings(k=3, max_new_tokens=32)))
+    steps = list(space_core.space(model, prompt, Settings(k=3, max_new_tokens=32, plan="grid")))
     assert output(steps) == output(space_core.vanilla(model, prompt, Settings(max_new_tokens=32)))
     assert 32 / len(steps) > 2
     rates = [

@@ -27,7 +27,7 @@ ROOMS = {
     "cost": {"cache", "layout", "model"},
     "threads": {"cache", "cost", "layout", "model"},
     "decoders": {
-        *("cache", "cost", "layout", "lookup", "model", "planner", "settings", "trace", "verify"),
+        *("cache", "cost", "errors", "layout", "lookup", "model", "planner", "settings", "trace", "verify"),
     },
     "prompts": {"errors", "model"},
     "scores": {"metrics", "trace"},
