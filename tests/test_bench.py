@@ -418,7 +418,7 @@ def test_the_command_line_measures_every_method(folder, humaneval, tmp_path, cap
         assert line["speedup"] > 0 and list(line["categories"]) == ["all"]
         assert math.isclose(line["tokens_per_second"], 24 / line["seconds"], rel_tol=0.01)
     assert lines["vanilla", 0]["speedup"] == 1 and lines["vanilla", 0]["calls"] == 24
-    assert lines["space-grid", 3]["rows_per_call"] == 16 and lines["space", 2]["plan"] == "auto"
+    assert 9 < lines["space-grid", 3]["rows_per_call"] <= 16 and lines["space", 2]["plan"] == "auto"
 
 
 def test_json_to_standard_output_stands_alone_and_keeps_turns_and_categories(folder, tmp_path, capsys):
@@ -466,7 +466,7 @@ def test_json_to_standard_output_stands_alone_and_keeps_turns_and_categories(fol
         (["sing"], "sing"),
         (["calls", "--shape", "3K"], "known are 16M"),
         (["calls", "--rows", "1,0"], "at least 1"),
-        (["calls", "--context", "128"], "does not fit"),
+        (["calls", "--context", "128"], "do not fit"),
         (["calls", "--shape", "16M", "--device", "abacus"], "abacus"),
     ],
 )
