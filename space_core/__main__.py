@@ -146,6 +146,7 @@ def bench_prompts(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
                 repetitions=options.repetitions,
                 warmup=warmup,
                 draft=draft,
+                prompt_tokens=options.prompt_tokens,
                 progress=bar.update,
             )
             found += bench.summarize(measured)
@@ -280,6 +281,9 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     of_prompts.add_argument("--sweep", choices=("k",), help="every space method with k = 1..8")
     of_prompts.add_argument("--limit", type=_count, help="only so many prompts")
     of_prompts.add_argument("--repetitions", type=_count, default=1)
+    of_prompts.add_argument(
+        "--prompt-tokens", type=_count, help="lengthen (by the other prompts) or cut each prompt to this"
+    )
     of_prompts.add_argument("--warmup", type=_whole, default=1, help="prompts decoded before the clock")
     _add_settings(of_prompts)
     of_calls = command.add_argument_group("calls")

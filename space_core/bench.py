@@ -113,6 +113,7 @@ def measure(
     repetitions: int = 1,
     warmup: int = 1,
     draft: SpaceModel | None = None,
+    prompt_tokens: int | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> Measured:
     """Run every column on every prompt.
@@ -122,6 +123,8 @@ def measure(
             seed of its own.
         warmup: prompts that are decoded once beforehand and not counted.
         draft: the draft model of `assisted`.
+        prompt_tokens: give every prompt this length: the end of it, behind the prompts before it in
+            the list, as often as it takes.
         progress: called after each prompt, warm-up included.
 
     Raises:
@@ -131,6 +134,11 @@ def measure(
         peers.check_draft(model, draft)
     runs: dict[Column, list[Run]] = {line: [] for line in lines}
     skipped: dict[Skip, None] = {}
+    filler: list[int] = []
+    if prompt_tokens is not None:
+        texts = [model.encode(prompt.turns[0]) for prompt in prompts]
+        while len(filler) < prompt_tokens:
+            filler += [token for text in texts for token in text]
     todo: list[tuple[Prompt, int | None]] = [(prompt, None) for prompt in prompts[:warmup]]
     todo += [(prompt, repetition) for repetition, prompt in product(range(repetitions), prompts)]
     for count, (prompt, repetition) in enumerate(todo):
@@ -142,7 +150,13 @@ def measure(
         for turn in range(len(prompt.turns)):
             try:
                 done = {
-                    line: _decode(model, turn_ids(model, prompt, said[line]), request, line, draft)
+                    line: _decode(
+                        model,
+                        [*filler, *turn_ids(model, prompt, said[line])][-(prompt_tokens or 0) :],
+                        request,
+                        line,
+                        draft,
+                    )
                     for line in (*lines[shift:], *lines[:shift])
                 }
             except PromptError as error:

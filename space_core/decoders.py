@@ -72,7 +72,8 @@ def space(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) -> I
             lookup = Lookup(prompt_ids)
         judged = model.call(layout, [*last, *drafts.ids], run.cache)
         verdict = run.verify(judged.real, drafts)
-        accepted, own, guesses = run.fetch(verdict, run.draft(judged.guesses(verdict.accepted)))
+        guessed = run.draft(judged.guesses(verdict.accepted)) if layout.n_masks else None
+        accepted, own, guesses = run.fetch(verdict, guessed)
         run.cache.commit(run.length + accepted)
         emitted, stop = run.emit([*drafts.ids[:accepted], own])
         guesses = guesses.first(len(layout.drafting_rows(accepted)))
@@ -168,6 +169,7 @@ class _Run:
         # decoder has a stream of its own: lanes of one race are independent draws.
         self.random = torch.Generator().manual_seed(2 * settings.seed + stream)
         self.warpers = LogitsProcessorList(_warpers(settings))
+        self.no_tokens = torch.empty(0, dtype=torch.long, device=model.device)
         self.vocabulary = 0
         """Width of the logits, known from the first call on."""
         self.judge = verify_block if settings.verification is Verification.BLOCK else verify_sampled
@@ -188,7 +190,7 @@ class _Run:
         self.vocabulary = logits.shape[-1]
         tokens = drafts.tokens
         if tokens is None:
-            tokens = torch.empty(0, dtype=torch.long, device=logits.device)
+            tokens = self.no_tokens
         if self.settings.greedy:
             return verify_greedy(logits.argmax(-1), tokens)
         p = self.distribution(logits)
@@ -206,8 +208,11 @@ class _Run:
         tokens = draw(q, self.uniforms(len(q), q))
         return _Guessed(tokens, q.gather(-1, tokens[:, None])[:, 0], q.amax(-1), q)
 
-    def fetch(self, verdict: Verdict, guessed: _Guessed) -> tuple[int, int, Drafts]:
+    def fetch(self, verdict: Verdict, guessed: _Guessed | None) -> tuple[int, int, Drafts]:
         """Everything the host must know of a call, in one transfer: the call's only wait."""
+        if guessed is None:
+            accepted, own = torch.stack((verdict.accepted, verdict.own)).tolist()
+            return accepted, own, Drafts()
         n = len(guessed.tokens)
         # float32 holds every id exactly: no vocabulary reaches 2**24.
         parts = (verdict.accepted[None], verdict.own[None], guessed.tokens, guessed.probs, guessed.sure)

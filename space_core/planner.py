@@ -23,6 +23,7 @@ Pure arithmetic on floats: no tensor, no model, no clock.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -103,32 +104,37 @@ class AutoPlanner:
         self.reliability = {False: Reliability(k), True: Reliability(k)}
         # Chances that drafts 1..i of a fresh group all stand; the guess holds for a few calls.
         self.chances = Average(np.power(0.6 if trained else 0.2, np.arange(1, k + 1)), weight=3.0)
-        self.tokens = Average(np.array([1.3]), weight=8.0)
-        self.seconds = Average(cost[1:2], weight=8.0)
+        self.tokens, self.seconds = 8 * 1.3, 8 * float(cost[1])  # sums that forget; as if of 8 calls
         self.row = float(cost[2 * k] - cost[1]) / (2 * k - 1)
         self.pause, self.idle = FIRST_PAUSE, 0
         self._judged: tuple[Sequence[float], bool] = ((), False)
         self._rows = 1
+        self._plain = Layout.steady((0,))
         d = np.arange(k + 1)
         self._after = 1 + d[:, None] + np.arange(k * (k + 1) + 1)[None, :]
         self._reachable = d[None, :] <= d[:, None]
 
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
+        if self.idle and self.idle < self.pause and not guesses and not copies:
+            self.idle += 1  # masks are not worth it, as was found a few calls ago
+            self._judged, self._rows = ((), False), 1
+            return Plan(0, self._plain)
         survival, of_copies = self._survival(guesses, False), self._survival(copies, True)
         if guesses:
             self.chances.add(self._extended(survival))
         copied = float(of_copies.sum()) > float(survival.sum())
         if copied:
             survival = of_copies
-        token = self.seconds.value[0] / self.tokens.value[0]  # seconds
-        masks = self._best(survival, token)
-        if not any(masks):
+        masks = self._best(survival, self.seconds / self.tokens)
+        if any(masks):
+            self.idle = 0
+            if len(masks) > 1 or masks[0] > PROBE_MASKS:
+                self.pause = FIRST_PAUSE
+        else:
             self.idle += 1
             if self.idle > self.pause:
                 self.idle, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
                 masks = (*masks[:-1], min(PROBE_MASKS, self.k))
-        elif len(masks) > 1 or masks[0] > PROBE_MASKS:
-            self.pause = FIRST_PAUSE
         layout = Layout.steady(masks).within(left)
         self._judged, self._rows = (copies if copied else guesses, copied), layout.rows
         return Plan(layout.n_drafts, layout, copied)
@@ -139,8 +145,8 @@ class AutoPlanner:
             self.reliability[copied].observe(slot, confidence, right)
         if stood and all(stood) and not copied:  # masks that are right again are asked again at once
             self.idle = self.pause = FIRST_PAUSE
-        self.tokens.add(np.array([float(emitted)]))
-        self.seconds.add(self.cost[self._rows : self._rows + 1])
+        self.tokens = self.tokens * MEMORY + emitted
+        self.seconds = self.seconds * MEMORY + float(self.cost[self._rows])
 
     def _best(self, survival: npt.NDArray[np.float64], token: float) -> tuple[int, ...]:
         """Masks by group, one group more than drafts, from the chances that the first 0, 1, … stand."""
@@ -200,7 +206,7 @@ class Reliability:
 
 
 def _bin(confidence: float) -> int:
-    return sum(confidence >= border for border in BINS)
+    return bisect_right(BINS, confidence)
 
 
 class Average:

@@ -87,7 +87,7 @@ def test_the_bundled_checkpoint_is_decoded_losslessly(dtype):
             text, attention_mask=torch.ones_like(text), max_new_tokens=48, do_sample=False
         )[0, len(ids) :].tolist()
         assert output(space_core.vanilla(model, ids, Settings(max_new_tokens=48))) == expected
-        for k in (1, 3, 5, 8):
+        for k in (1, 2, 3, 5, 8):
             for plan in Plan:
                 assert (
                     output(space_core.space(model, ids, Settings(k=k, max_new_tokens=48, plan=plan)))
@@ -252,6 +252,8 @@ def drafting(monkeypatch, draft):
 
     def inject(run, verdict, guessed):
         accepted, own, guessed = fetch(run, verdict, guessed)
+        if not guessed:
+            return accepted, own, guessed
         # What is committed but for the drafts that this call accepts and its own token.
         start = run.length + accepted + 1
         ids = tuple(draft(start + i) for i in range(len(guessed)))

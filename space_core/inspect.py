@@ -1,0 +1,92 @@
+"""Look into one call of a finished run: what each of its rows predicted, and how surely.
+
+The call is computed once more from its trace: the tokens before it go into a fresh cache, and its
+own rows are fed as the `Step` tells them. This room knows ids and probabilities; what a row stands
+for is said in `views/inspect.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from space_core.cache import BlockCache
+from space_core.errors import TraceError
+from space_core.layout import Layout
+from space_core.model import SpaceModel
+from space_core.trace import Step, Trace
+
+TOP = 3
+NEARLY = 0.9
+"""A greedy choice computed again may lose to a neighbour by rounding, but by no more than this factor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A token and the probability that a row gives it, before temperature and top-p."""
+
+    token: int
+    probability: float
+
+
+def layout_of(step: Step) -> Layout:
+    """The rows of a call from the newest token on: itself, its drafts, its mask groups.
+
+    A prompt's earlier tokens, though read by the first call itself, count as what stands before.
+
+    Raises:
+        TraceError: for a step whose groups and drafts make no call.
+    """
+    masks = step.groups or (0,) * (1 + len(step.drafts))
+    if len(masks) != 1 + len(step.drafts):
+        raise TraceError("trace: a call has one mask group more than it has drafts, or none")
+    return Layout.steady(masks)
+
+
+@torch.inference_mode()
+def guesses(model: SpaceModel, trace: Trace, call: int, top: int = TOP) -> tuple[tuple[Guess, ...], ...]:
+    """What the rows of one call predicted, computed again.
+
+    Args:
+        model: the model that made the trace.
+        trace: a run of `vanilla` or `space`, finished or stopped.
+        call: which call, from 0.
+        top: how many tokens of each row.
+
+    Returns:
+        For each row of `layout_of(trace.steps[call])` its likeliest tokens, the best first.
+
+    Raises:
+        TraceError: for a call that is not there, or a trace that this model did not write.
+    """
+    if not 0 <= call < trace.calls:
+        raise TraceError(f"trace: there is no call {call + 1}, the run has {trace.calls}")
+    if trace.model != model.name:
+        raise TraceError(f"this run is {trace.model}'s, and the model here is {model.name}")
+    step = trace.steps[call]
+    layout = layout_of(step)
+    before = [*trace.prompt_ids, *(token for s in trace.steps[:call] for token in s.emitted)]
+    ids = [*before, *step.drafts, *step.emitted]
+    if not before or max(ids) >= model.vocabulary or len(before) > model.context:
+        raise TraceError(f"this run does not fit {model.name}: it has other tokens, or more of them")
+    cache = BlockCache()
+    if len(before) > 1:
+        model.forward(Layout.plain(len(before) - 1), before[:-1], cache)
+    logits = model.forward(layout, [before[-1], *step.drafts], cache)
+    probabilities = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64).softmax(-1)
+    _check(probabilities[: 1 + len(step.drafts)].cpu(), step, trace, model)
+    best = probabilities.topk(min(top, probabilities.shape[-1]))
+    return tuple(
+        tuple(Guess(token, min(1.0, p)) for token, p in zip(tokens, row, strict=True))
+        for tokens, row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    )
+
+
+def _check(real: torch.Tensor, step: Step, trace: Trace, model: SpaceModel) -> None:
+    """A greedy run must come out again. `real`: probabilities of the chain's rows. [1 + drafts, V]"""
+    if trace.settings.get("temperature", 0.0):
+        return
+    for row, token in zip(real, step.emitted, strict=False):
+        if float(row[token]) < NEARLY * float(row.max()):
+            raise TraceError(f"{model.name} writes something else here: this run is another model's")
