@@ -54,7 +54,8 @@ def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu"
     prompts = _prompts(recipe, run, corpus, tokenizer)
     watch = prompts.pop(HELDOUT).tolist()
     batches = distill(lm, {int(n): ids for n, ids in prompts.items()}, recipe.distill, run, recipe.seed)
-    model = train_masks(lm, tokenizer, batches, watch, recipe.masks, run, recipe.seed)
+    start = (load_state(run / "pretrain.pt") or {}).get("masks")
+    model = train_masks(lm, tokenizer, batches, watch, recipe.masks, run, recipe.seed, start)
 
     model.name = recipe.name
     texts = [tokenizer.decode(ids) for ids in watch]
@@ -113,6 +114,8 @@ class _Corpus:
 
 def _tokenizer(recipe: Recipe, run: Path, corpus: _Corpus) -> PreTrainedTokenizerFast:
     folder = run / "tokenizer"
+    if recipe.base.start:
+        return AutoTokenizer.from_pretrained(recipe.base.start)
     if not (folder / "tokenizer_config.json").is_file():
         train, _ = split(corpus.documents())
         part = run / "tokenizer.part"

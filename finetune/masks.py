@@ -74,6 +74,43 @@ class GatedMasks(nn.Module):
         self.adapter = GatedAdapter(lm, plan.targets, plan.rank)
 
 
+def joint_losses(
+    lm: Any, trained: GatedMasks, windows: Tensor, groups: int, random: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The plain loss of the real rows, and that of dense groups behind them, in one forward.
+
+    Here the base learns too: what its real rows offer to masks (their keys and values) is shaped by
+    what the masks need.
+
+    Args:
+        windows: int64 [batch, length + 1].
+        groups: of as many masks as `trained` has embeddings.
+    """
+    rows, length = windows.shape[0], windows.shape[1] - 1
+    k = len(trained.embeddings)
+    anchors = torch.randperm(length - 1, generator=random)[:groups].sort().values
+    layout = Layout(length, 0, tuple(anchors.tolist()), (k,) * len(anchors))
+    offsets, slots = layout.offsets().to(windows.device), layout.slots().to(windows.device)
+    embed = lm.get_input_embeddings()
+    masks = trained.embeddings[slots].expand(rows, -1, -1)
+    sees = additive(layout.sees().to(windows.device), masks.dtype)
+    with trained.adapter.on(length):
+        hidden = lm.base_model(
+            inputs_embeds=torch.cat([embed(windows[:, :-1]), masks], dim=1),
+            attention_mask=sees[None, None],
+            position_ids=offsets[None].expand(rows, -1),
+            use_cache=False,
+        ).last_hidden_state
+    logits = lm.get_output_embeddings()(hidden).flatten(0, 1).float()
+    ahead = offsets[length:] + 1  # the mask at position t predicts the token behind it
+    targets = torch.cat(
+        [windows[:, 1:], windows[:, ahead.clamp(max=length)].masked_fill(ahead > length, -100)], dim=1
+    )
+    losses = nn.functional.cross_entropy(logits, targets.flatten(), reduction="none").view(rows, -1)
+    known = (ahead <= length).sum() * rows
+    return losses[:, :length].mean(), losses[:, length:].sum() / known
+
+
 def train_masks(
     model_lm: Any,
     tokenizer: Any,
@@ -82,6 +119,7 @@ def train_masks(
     plan: MaskTraining,
     out: Path,
     seed: int,
+    start: dict[str, Tensor] | None = None,
 ) -> SpaceModel:
     """Train masks for a base, resuming from what `out` holds.
 
@@ -91,12 +129,15 @@ def train_masks(
         prompts: held-out prompts on which tokens per call are measured by decoding.
         plan: method, steps, rates.
         out: states and log go here.
+        start: state of `GatedMasks` to begin from, for `gated`.
 
     Returns:
         The model with its trained masks.
     """
     gated = plan.method == "gated"
     method: Method = Gated(model_lm, plan, seed) if gated else Paper(model_lm, plan)
+    if gated and start is not None:
+        method.trained.load_state_dict(start)
 
     def draw(index: int, random: torch.Generator) -> tuple[Tensor, int]:
         length, sequences = batches[int(torch.randint(len(batches), (), generator=random))]

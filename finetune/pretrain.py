@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import space_core
+from finetune.masks import GatedMasks, joint_losses
 from finetune.optimizer import Optimizers, schedule
 from finetune.pack import Tokens
 from finetune.precision import autocast, bfloat16_is_faster
@@ -26,7 +28,9 @@ from finetune.state import Log, load_state, save_state
 
 
 def new_base(base: Base, vocab_size: int, eos_token_id: int, seed: int) -> LlamaForCausalLM:
-    """A Llama with random weights."""
+    """A Llama with random weights, or those of the checkpoint to start from."""
+    if base.start:
+        return LlamaForCausalLM.from_pretrained(base.start, dtype=torch.float32)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -67,9 +71,13 @@ def pretrain(
         state = load_state(stable, device)  # prolonged: go on from before the decay
     # A run keeps the format it began with: a resumed one must not change its numbers.
     half = bfloat16_is_faster(device) if state is None else state["half"]
-    optimizers = Optimizers(model, plan.muon_lr, plan.adam_lr, half)
+    masks = _new_masks(model, recipe) if plan.mask_groups else None
+    trained_parts = nn.ModuleList([model] if masks is None else [model, masks])
+    optimizers = Optimizers(trained_parts, plan.muon_lr, plan.adam_lr, half)
     if state is not None:
         model.load_state_dict(state["model"])
+        if masks is not None:
+            masks.load_state_dict(state["masks"])
         optimizers.load_state_dict(state["optimizers"])
         step, trained, seconds = state["step"], state["trained"], state["seconds"]
     log = Log(out / "log.jsonl", "pretrain", step)
@@ -81,6 +89,7 @@ def pretrain(
             path,
             {
                 "model": model.state_dict(),
+                "masks": None if masks is None else masks.state_dict(),
                 "optimizers": optimizers.state_dict(),
                 "step": step,
                 "steps": plan.steps,
@@ -101,8 +110,14 @@ def pretrain(
         if step == plan.steps - plan.decay:
             save(stable)
         batch = source.batch(step, rows, length, recipe.seed).to(device)
-        loss = language_loss(model, batch, half)
-        loss.backward()
+        if masks is None:
+            loss = whole = language_loss(model, batch, half)
+        else:
+            random = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+            with autocast(batch.device, half):
+                loss, of_masks = joint_losses(model, masks, batch, plan.mask_groups, random)
+            whole = loss + plan.mask_weight * of_masks
+        whole.backward()
         optimizers.step(schedule(step, plan.steps, plan.warmup, plan.decay))
         step, trained = step + 1, trained + rows * length
         value = float(loss.detach())
@@ -112,7 +127,8 @@ def pretrain(
         bar.update()
         bar.set_postfix(loss=f"{value:.3f}", tok_s=f"{trained / seconds:.0f}", refresh=False)
         if step % 10 == 0 or step == plan.steps:
-            log.write(step, loss=round(value, 4), tokens=trained, seconds=round(seconds, 1))
+            extra = {} if masks is None else {"mask_loss": round(float(of_masks.detach()), 4)}
+            log.write(step, loss=round(value, 4), **extra, tokens=trained, seconds=round(seconds, 1))
         if step % plan.evaluate_every == 0 or step == plan.steps:
             loss_out = heldout_loss(model, heldout)
             log.write(step, heldout_loss=round(loss_out, 4), tokens=trained, seconds=round(seconds, 1))
@@ -120,6 +136,18 @@ def pretrain(
             save(latest)
     bar.close()
     return model.eval()
+
+
+def _new_masks(model: LlamaForCausalLM, recipe: Recipe) -> GatedMasks:
+    """Masks to be trained beside the base, as they begin."""
+    masks = GatedMasks(model, recipe.masks, recipe.seed).to(next(model.parameters()).device)
+    if recipe.base.start:
+        start = space_core.load(recipe.base.start)
+        if start.masks.embeddings is not None and len(start.masks.embeddings) == recipe.masks.k:
+            masks.embeddings.data.copy_(start.masks.embeddings)
+        if start.masks.adapter is not None and start.masks.adapter.targets == masks.adapter.targets:
+            masks.adapter.load_state_dict(start.masks.adapter.state_dict())
+    return masks
 
 
 def language_loss(model: LlamaForCausalLM, batch: Tensor, half: bool = False) -> Tensor:

@@ -24,17 +24,24 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class Base:
+    """Shape of the base. `start` is a checkpoint to go on from (weights, masks and tokenizer), if any."""
+
     hidden: int
     layers: int
     heads: int
     kv_heads: int
     intermediate: int
     context: int = 2048
+    start: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Pretrain:
-    """`steps` of `batch` windows; the last `decay` steps use windows of `long_seq_len`."""
+    """`steps` of `batch` windows; the last `decay` steps use windows of `long_seq_len`.
+
+    With `mask_groups` the base learns beside its masks, `mask_weight` being the share of their loss: so
+    many dense groups stand behind each window, shaped as the recipe's masks are.
+    """
 
     steps: int
     batch: int
@@ -44,6 +51,8 @@ class Pretrain:
     long_seq_len: int = 0
     muon_lr: float | None = 0.02
     adam_lr: float = 3e-3
+    mask_groups: int = 0
+    mask_weight: float = 0.3
     save_every: int = 50
     evaluate_every: int = 200
 

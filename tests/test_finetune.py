@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import output, tiny_lm
@@ -17,7 +18,18 @@ import space_core
 from finetune.evaluate import parses, read_prompts
 from finetune.masks import train_masks
 from finetune.optimizer import orthogonalise, schedule
-from finetune.recipe import FOLDER, MaskTraining, RecipeError, load_recipe
+from finetune.pretrain import pretrain
+from finetune.recipe import (
+    FOLDER,
+    Base,
+    Corpus,
+    Distill,
+    MaskTraining,
+    Pretrain,
+    Recipe,
+    RecipeError,
+    load_recipe,
+)
 from finetune.state import load_state, save_state
 from space_core import Settings
 from space_core.errors import PromptError
@@ -106,6 +118,50 @@ def test_masks_learn_a_text_that_repeats(tmp_path, method):
         if "tokens_per_call" in row
     ]
     assert rates[-1] > rates[0]
+
+
+def test_a_base_that_learns_beside_its_masks_learns_both_and_resumes_to_the_bit(tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    text = np.tile(np.arange(2, 34, dtype="<u2"), 200)
+    for name in ("train", "heldout"):
+        (tokens / f"{name}.bin").write_bytes(text.tobytes())
+    meta = {"vocab_size": 64, "eos_token_id": 0}
+
+    def recipe(steps):
+        return Recipe(
+            name="joint",
+            description="",
+            corpus=Corpus(),
+            base=Base(hidden=32, layers=2, heads=4, kv_heads=2, intermediate=64, context=128),
+            pretrain=Pretrain(
+                steps=steps, batch=4, seq_len=32, warmup=2, decay=10, mask_groups=4, save_every=10
+            ),
+            distill=Distill(prompts=1, prompt_lengths=(4,), new_tokens=4),
+            masks=MaskTraining(steps=1, batch=1, k=2, rank=4),
+        )
+
+    whole = pretrain(recipe(40), tokens, tmp_path / "whole", meta)
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").open()]
+    rows = [row for row in rows if "mask_loss" in row]
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"] and rows[-1]["mask_loss"] < 0.8 * rows[0]["mask_loss"]
+
+    saved = {"n": 0}
+
+    def dying(path, value):
+        save_state(path, value)
+        saved["n"] += 1
+        if saved["n"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune.pretrain.save_state", dying)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(recipe(40), tokens, tmp_path / "cut", meta)
+    again = pretrain(recipe(40), tokens, tmp_path / "cut", meta)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    states = [load_state(tmp_path / name / "pretrain.pt")["masks"] for name in ("whole", "cut")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def test_mask_training_resumes_to_the_bit(tmp_path):
