@@ -27,7 +27,7 @@ import gradio as gr
 from space_core.bundled import default_checkpoint
 from space_core.errors import CheckpointError, PromptError, SettingError, SpaceError
 from space_core.settings import MAX_K, Plan, Settings
-from space_core.views import frames
+from space_core.views import frames, recording
 from space_core.views.lanes import FURTHER, MAIN
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 ASSETS = HERE / "assets"
+STYLES = ("page.css", "replay.css", "inspector.css")
+ARENA = ("dom.js", "lane.js", "chart.js", "replay.js", "race.js")
+INSPECTOR = ("dom.js", "inspector.js")
 
 FRAMES_PER_SECOND = 25
 QUEUE = 16
@@ -48,9 +51,7 @@ LANE_CHOICES = {
 }
 
 EXAMPLES = {
-    "binary search": '''def binary_search(items, target):
-    """Return the index of target in the sorted list items, or -1."""
-''',
+    "binary search": recording.PROMPT,
     "is prime": '''def is_prime(n: int) -> bool:
     """Return True if n is a prime number.
 
@@ -338,6 +339,20 @@ class Handlers:
         """The whole race once more, for a browser that missed a frame."""
         return gr.skip() if race is None else frames.encode(race.snapshot())
 
+    def inspect(self, race: frames.Race | None, event: gr.EventData) -> str:
+        """One call of the visitor's own race, opened: its rows computed once more, untrusted until found."""
+        from space_core.views import inspect
+
+        asked = event._data if isinstance(event._data, dict) else {}
+        lane, n = asked.get("lane"), asked.get("call")
+        if race is None or race.id != asked.get("race") or lane not in MAIN or type(n) is not int:
+            return frames.encode(inspect.refusal("", "", 0, "There is no such call in this race."))
+        try:
+            told = inspect.answer(self.loader.model, race.trace(lane), n - 1, race.id)
+        except SpaceError as error:
+            told = inspect.refusal(race.id, lane, n, f"This call cannot be opened: {error}.")
+        return frames.encode(told)
+
     def figures(self, race: frames.Race | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """What stands still after a race."""
         from space_core.views.figures import calls_figure, clock_figure
@@ -365,7 +380,7 @@ def header(handlers: Handlers) -> None:
         chip = gr.HTML(
             value=json.dumps(handlers.loader.status()),
             html_template="<span class='chip'></span>",
-            js_on_load=(ASSETS / "chip.js").read_text(encoding="utf-8"),
+            js_on_load=scripts(["chip.js"]),
             apply_default_css=False,
             elem_id="chip",
         )
@@ -433,12 +448,28 @@ def settings_region(further: Sequence[str]) -> dict[str, gr.components.Component
     }
 
 
+def scripts(names: Sequence[str]) -> str:
+    """Files of assets/ as one function body, which is what gr.HTML takes."""
+    return "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in names)
+
+
 def arena_region() -> gr.HTML:
     return gr.HTML(
         html_template="<div class='arena'></div>",
-        js_on_load=(ASSETS / "race.js").read_text(encoding="utf-8"),
+        js_on_load=scripts(ARENA),
+        recording=recording.read(),  # comes with the page: replayed before any model is there
         apply_default_css=False,
         elem_id="arena",
+    )
+
+
+def inspector_region() -> gr.HTML:
+    """Empty until the arena opens a call in it."""
+    return gr.HTML(
+        html_template="<section class='inspector' hidden></section>",
+        js_on_load=scripts(INSPECTOR),
+        apply_default_css=False,
+        elem_id="inspector",
     )
 
 
@@ -464,6 +495,7 @@ def build(loader: Loader, deadline: float = 120.0) -> gr.Blocks:
                     go = gr.Button("Race", variant="primary", elem_id="race")
                     halt = gr.Button("Stop", elem_id="stop")
         arena = arena_region()
+        inspector = inspector_region()
         figures = figures_region()
         race = gr.State(None, time_to_live=3600)
 
@@ -486,6 +518,15 @@ def build(loader: Loader, deadline: float = 120.0) -> gr.Blocks:
         stopping = halt.click(handlers.stop, race, arena, cancels=[racing], **plumbing)
         stopping.then(handlers.figures, race, figures, **plumbing)
         arena.resend(handlers.resend, race, arena, **plumbing)
+        inspector.ask(
+            handlers.inspect,
+            race,
+            inspector,
+            concurrency_limit=1,
+            concurrency_id="device",  # it waits while somebody races
+            show_progress="hidden",
+            api_visibility="private",
+        )
         page.queue(max_size=QUEUE)
     return page
 
@@ -540,7 +581,7 @@ def main(arguments: list[str] | None = None) -> None:
         server_port=options.port,
         prevent_thread_lock=True,
         theme=theme(),
-        css_paths=[ASSETS / "page.css"],
+        css_paths=[ASSETS / name for name in STYLES],
         favicon_path=ASSETS / "favicon.svg",
         footer_links=[],
         run_history=False,

@@ -1,40 +1,19 @@
-// The arena: the lanes, their counters, the live chart and the verdict, painted from frames.
+// The arena: lanes, replay controls, chart and verdict. Everything on it is painted from the calls it
+// holds and a position in them, whether they come live, were recorded, or are replayed.
 //
-// This file is the body of a function that Gradio calls once with (element, trigger, props, server,
-// upload, watch). `props.value` is one frame of space_core/views/frames.py as JSON text. Whatever a
-// model wrote is hostile here: it reaches the page through textContent and attributes only.
+// `props.value` is one frame of space_core/views/frames.py, `props.recording` a recorded race of
+// space_core/views/recording.py, both as JSON text.
 /* global element, props, trigger, watch */
 
 const FORMAT = "space-frames/1";
-const SVG = "http://www.w3.org/2000/svg";
-const LANES = {
-  space: {
-    name: "SPACE",
-    how: "a call checks its guesses and makes new ones",
-    empty: "Guesses stand here dashed until the next call checks them. Those the model agrees with come for free.",
-  },
-  vanilla: {
-    name: "Vanilla",
-    how: "a call writes one token",
-    empty: "Plain decoding of the same model: as many calls as tokens.",
-  },
-  generate: { name: "Generate", how: "plain decoding by transformers" },
-  "prompt-lookup": { name: "Prompt lookup", how: "guesses copied from the text, by transformers" },
-  assisted: { name: "Assisted", how: "a smaller model guesses, by transformers", source: "from the draft model" },
-};
+const RECORDING = "space-race/1";
 const MAIN = ["space", "vanilla"];
-const STOPS = {
-  eos: "end of text",
-  max_new_tokens: "budget reached",
-  context: "context full",
-  cancelled: "stopped",
-  deadline: "deadline",
-};
 const NOTES = {
   idle: "Press Race: one model continues your prompt twice, plainly and with SPACE.",
   waiting: "Waiting for the model to load. The race starts by itself.",
   running: "Racing on one fair clock: a lane pays for the seconds of its own calls only.",
   stopped: "Stopped before the first call.",
+  recorded: "A recorded race: play it, click a token to look inside, or press Race.",
 };
 const LEGEND = [
   ["accepted", "accepted", "a guess that stood"],
@@ -42,319 +21,29 @@ const LEGEND = [
   ["bonus", "bonus", "one more, when all guesses stood"],
   ["draft", "draft", "a guess the next call will check"],
 ];
-const COUNTERS = [
-  ["calls", "calls", 0],
-  ["tokens", "tokens", 0],
-  ["tokens_per_call", "tokens/call", 2],
-  ["tokens_per_second", "tokens/s", 0],
-];
-
-// ---------------------------------------------------------------- small helpers
-
-function make(tag, className, text) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-
-function draw(tag, attributes) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  return node;
-}
-
-function quoted(piece) {
-  return `“${piece.replaceAll("\n", "↵").replaceAll("\t", "⇥")}”`;
-}
-
-// Write a token's text. Before each line break stands an empty element that CSS shows as a sign,
-// so that a marked break can be seen; it adds nothing to the text.
-function spell(token, piece) {
-  piece.split(/(?=\n)/).forEach((part) => {
-    if (part.startsWith("\n")) token.append(make("i", "break"));
-    token.append(part);
-  });
-}
-
-// ---------------------------------------------------------------- one lane
-
-class Lane {
-  constructor(id, onGap) {
-    this.id = id;
-    this.calls = [];
-    this.painted = 0;
-    this.onGap = onGap;
-    const words = { name: id, how: "", empty: "", source: "copied from the text so far", ...LANES[id] };
-    this.source = words.source;
-
-    this.root = make("section", `lane lane-${id}`);
-    this.root.setAttribute("aria-label", `${words.name} lane`);
-    const head = make("header", "lane-head");
-    const how = make("span", "lane-how", words.how);
-    how.title = words.how;
-    head.append(make("h3", "lane-name", words.name), how);
-    this.clock = make("span", "lane-clock", "0.00 s");
-    this.flag = make("span", "lane-flag");
-    head.append(this.flag, this.clock);
-
-    this.bar = make("div", "bar");
-    this.bar.setAttribute("role", "progressbar");
-    this.bar.setAttribute("aria-label", `${words.name}: tokens of the budget`);
-    this.bar.setAttribute("aria-valuemin", "0");
-    this.fill = make("div", "bar-fill");
-    this.bar.append(this.fill);
-
-    this.box = make("div", "lane-text");
-    this.box.id = `text-${id}`;
-    this.box.setAttribute("role", "log");
-    this.box.setAttribute("aria-live", "off");
-    this.box.setAttribute("aria-label", `Text of the ${words.name} lane`);
-    this.box.tabIndex = 0;
-    this.prompt = make("span", "prompt-text");
-    this.out = make("span", "out");
-    this.rest = make("span", "rest");
-    this.cursor = make("span", "cursor");
-    this.cursor.setAttribute("aria-hidden", "true");
-    this.pending = make("span", "pending");
-    this.empty = make("p", "empty", words.empty);
-    this.box.append(this.empty, this.prompt, this.out, this.rest, this.cursor, this.pending);
-    this.box.addEventListener("pointerover", (event) => this.explain(event.target));
-
-    const counters = make("dl", "counters");
-    this.counters = {};
-    for (const [key, label] of COUNTERS) {
-      const cell = make("div");
-      this.counters[key] = make("dd", "", "0");
-      this.counters[key].dataset.counter = key;
-      cell.append(make("dt", "", label), this.counters[key]);
-      counters.append(cell);
-    }
-    this.root.append(head, this.bar, this.box, counters);
-  }
-
-  reset(about) {
-    this.calls = [];
-    this.painted = 0;
-    this.budget = about?.budget ?? 0;
-    this.prompt.textContent = about?.prompt ?? "";
-    this.empty.hidden = Boolean(about);
-    this.out.replaceChildren();
-    this.pending.replaceChildren();
-    this.rest.textContent = "";
-    this.flag.textContent = "";
-    this.root.classList.remove("over");
-    this.tally({ calls: 0, tokens: 0, seconds: 0, tokens_per_second: 0, tokens_per_call: 0, stop: null });
-    this.box.scrollTop = this.box.scrollHeight;
-  }
-
-  keep(call) {
-    this.calls[call.n - 1] ??= call;
-  }
-
-  // Append the calls that follow those already painted; a missing one is asked for again.
-  paint(tally, over) {
-    const follow = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 24;
-    const fresh = document.createDocumentFragment();
-    let last = null;
-    while (this.calls[this.painted]) {
-      last = this.calls[this.painted];
-      this.painted += 1;
-      last.tokens.forEach(([piece, origin], slot) => {
-        const token = make("span", `tok ${origin}`);
-        spell(token, piece);
-        token.dataset.call = last.n;
-        token.dataset.slot = slot;
-        fresh.append(token);
-      });
-    }
-    this.out.append(fresh);
-    if (last) {
-      this.pending.replaceChildren(
-        ...(last.pending ?? []).map(([piece], slot) => {
-          const token = make("span", "tok draft", piece.replaceAll("\n", "↵") || "·");
-          token.dataset.call = last.n;
-          token.dataset.slot = slot;
-          return token;
-        }),
-      );
-    }
-    const ended = over || tally.stop !== null;
-    if (ended) this.pending.replaceChildren();
-    this.rest.textContent = tally.rest;
-    this.root.classList.toggle("over", ended);
-    this.flag.textContent = ended ? (STOPS[tally.stop] ?? "stopped") : "";
-    this.tally(tally);
-    if (follow) this.box.scrollTop = this.box.scrollHeight;
-    if (this.painted < tally.calls) this.onGap();
-  }
-
-  tally(tally) {
-    for (const [key, , digits] of COUNTERS) {
-      this.counters[key].textContent = tally[key].toFixed(digits);
-    }
-    this.clock.textContent = `${tally.seconds.toFixed(2)} s`;
-    this.fill.style.transform = `scaleX(${this.budget ? Math.min(1, tally.tokens / this.budget) : 0})`;
-    this.bar.setAttribute("aria-valuemax", String(this.budget || 1));
-    this.bar.setAttribute("aria-valuenow", String(tally.tokens));
-  }
-
-  // What a call verified: the guesses of the call before, unless it says otherwise.
-  drafts(call) {
-    return call.drafts ?? this.calls[call.n - 2]?.pending?.slice(0, call.verified ?? 0) ?? [];
-  }
-
-  // A guess without a probability is no mask's: it has another source.
-  basis([, probability]) {
-    return probability === null ? this.source : `probability ${probability.toFixed(2)}`;
-  }
-
-  explain(token) {
-    const call = this.calls[token.dataset?.call - 1];
-    if (!call || token.title) return;
-    const slot = Number(token.dataset.slot);
-    const drafts = this.drafts(call);
-    const where = `call ${call.n}`;
-    if (token.classList.contains("draft")) {
-      const guess = call.pending[slot];
-      token.title = `${quoted(guess[0])} · guess ${slot + 1} of ${call.pending.length} · ${this.basis(guess)} · the next call will check it`;
-    } else if (token.classList.contains("accepted")) {
-      token.title = `${where} · guess ${slot + 1} of ${drafts.length} · ${this.basis(drafts[slot])} · accepted`;
-    } else if (token.classList.contains("corrected")) {
-      const guess = drafts[call.accepted];
-      token.title = `${where} · guess ${call.accepted + 1} of ${drafts.length}, ${quoted(guess[0])} (${this.basis(guess)}), was rejected · this is the model’s own token`;
-    } else if (token.classList.contains("bonus")) {
-      const all = ["the one guess", "both guesses"][drafts.length - 1] ?? `all ${drafts.length} guesses`;
-      token.title = `${where} · ${all} stood · one more token of the model’s own`;
-    } else {
-      token.title = `${where} · the model’s own token`;
-    }
-  }
-}
-
-// ---------------------------------------------------------------- tokens per call, live
-
-class Chart {
-  static left = 34;
-  static right = 92;
-  static top = 8;
-  static height = 96;
-  static widest = 16;
-
-  constructor() {
-    this.root = make("figure", "chart");
-    const caption = make("figcaption", "chart-title", "Tokens of each SPACE call");
-    this.svg = draw("svg", { role: "img", height: Chart.height + Chart.top + 4 });
-    this.svg.setAttribute("aria-label", "Tokens per call, one bar for each SPACE call");
-    this.grid = draw("g", { class: "grid" });
-    this.bars = draw("g", { class: "bars" });
-    this.mean = draw("polyline", { class: "mean" });
-    this.notes = draw("g", { class: "notes" });
-    this.svg.append(this.grid, this.bars, this.mean, this.notes);
-    this.root.append(caption, this.svg);
-    this.counts = [];
-    this.total = 0;
-    this.k = 5;
-    new ResizeObserver(() => this.layout()).observe(this.root);
-  }
-
-  reset(k) {
-    this.counts = [];
-    this.total = 0;
-    this.k = k ?? this.k;
-    this.bars.replaceChildren();
-    this.layout();
-  }
-
-  y(tokens) {
-    return Chart.top + Chart.height * (1 - tokens / (this.k + 1.25));
-  }
-
-  // One bar for a call: its tokens stacked, the accepted drafts first.
-  add(call) {
-    this.counts.push(call.tokens.length);
-    this.total += call.tokens.length;
-    const bar = draw("g", { class: "call", "data-call": call.n });
-    let from = 0;
-    for (let i = 1; i <= call.tokens.length; i += 1) {
-      if (i < call.tokens.length && call.tokens[i][1] === call.tokens[from][1]) continue;
-      bar.append(
-        draw("rect", {
-          class: call.tokens[from][1],
-          x: call.n - 1 + 0.1,
-          width: 0.8,
-          y: this.y(i),
-          height: this.y(from) - this.y(i),
-        }),
-      );
-      from = i;
-    }
-    this.bars.append(bar);
-  }
-
-  layout() {
-    const width = this.root.clientWidth;
-    if (!width) return;
-    const room = width - Chart.left - Chart.right;
-    const step = Math.min(Chart.widest, room / Math.max(1, this.counts.length));
-    const x = (call) => Chart.left + call * step;
-    this.svg.setAttribute("width", width);
-    this.bars.setAttribute("transform", `translate(${Chart.left} 0) scale(${step} 1)`);
-
-    this.grid.replaceChildren();
-    this.notes.replaceChildren();
-    const ceiling = this.k + 1;
-    const every = Math.ceil(ceiling / 4);
-    for (let tokens = 0; tokens <= ceiling; tokens += every) this.tick(tokens, width);
-    this.rule(ceiling, width);
-
-    let sum = 0;
-    const points = this.counts.map((count, index) => {
-      sum += count;
-      return `${x(index + 0.5)},${this.y(sum / (index + 1))}`;
-    });
-    this.mean.setAttribute("points", points.join(" "));
-    if (this.counts.length) {
-      const mean = this.total / this.counts.length;
-      this.note("mean-note", x(this.counts.length) + 8, this.y(mean) + 4, `mean ${mean.toFixed(2)}`);
-    }
-  }
-
-  tick(tokens, width) {
-    const y = this.y(tokens);
-    this.grid.append(draw("line", { x1: Chart.left, x2: width - Chart.right, y1: y, y2: y }));
-    const label = draw("text", { x: Chart.left - 10, y: y + 4, "text-anchor": "end" });
-    label.textContent = tokens;
-    this.grid.append(label);
-  }
-
-  rule(ceiling, width) {
-    const y = this.y(ceiling);
-    this.grid.append(
-      draw("line", { class: "ceiling", x1: Chart.left, x2: width - Chart.right, y1: y, y2: y }),
-    );
-    this.note("ceiling-note", width - Chart.right + 8, y + 4, `k + 1 = ${ceiling}`);
-  }
-
-  note(className, x, y, text) {
-    const node = draw("text", { class: className, x, y });
-    node.textContent = text;
-    this.notes.append(node);
-  }
-}
-
-// ---------------------------------------------------------------- the arena
 
 class Arena {
   constructor(root) {
     this.root = root;
     this.race = null;
+    this.recording = null;
+    this.over = false;
     this.asked = 0;
     this.lanes = new Map();
-    this.chart = new Chart();
+    this.chart = new Chart((lane, call) => this.open(lane, call));
+    this.replay = new Replay(() => this.paint());
     this.row = make("div", "lanes");
     this.show(MAIN);
 
+    const foot = make("div", "foot");
+    foot.append(this.judgement(), this.chart.root);
+    root.replaceChildren(this.legend(), this.row, this.replay.root, foot);
+    root.addEventListener("keydown", (event) => this.key(event));
+    document.addEventListener("space:opened", (event) => this.opened(event.detail));
+    this.idle("idle");
+  }
+
+  legend() {
     const legend = make("ul", "legend");
     legend.setAttribute("aria-label", "What the marks mean");
     for (const [mark, name, meaning] of LEGEND) {
@@ -362,29 +51,31 @@ class Arena {
       item.append(make("span", `tok ${mark}`, name), make("span", "meaning", meaning));
       legend.append(item);
     }
+    return legend;
+  }
 
+  judgement() {
     this.verdict = make("div", "verdict");
-    this.headline = make("strong", "headline");
     this.note = make("p", "note");
-    // The only live region: silent while tokens stream, one sentence when the race is over.
+    this.headline = make("strong", "headline");
+    // The arena's only live region: silent while tokens stream, one sentence when the race is over.
     this.sentence = make("p", "sentence");
     this.sentence.id = "verdict";
     this.sentence.setAttribute("role", "status");
     this.sentence.setAttribute("aria-live", "polite");
+    this.recorded = make("p", "sentence");
+    this.recorded.id = "recorded-verdict";
     this.badge = make("span", "badge");
     this.badge.id = "badge";
-    this.verdict.append(this.note, this.headline, this.badge, this.sentence);
-
-    const foot = make("div", "foot");
-    foot.append(this.verdict, this.chart.root);
-    root.replaceChildren(legend, this.row, foot);
-    this.idle("idle");
+    this.verdict.append(this.note, this.headline, this.badge, this.sentence, this.recorded);
+    return this.verdict;
   }
 
   // Have these lanes on the page, in this order; a lane that stays keeps its element.
   show(ids) {
     const kept = this.lanes;
-    this.lanes = new Map(ids.map((id) => [id, kept.get(id) ?? new Lane(id, () => this.askAgain())]));
+    const fresh = (id) => new Lane(id, (lane, call) => this.open(lane, call));
+    this.lanes = new Map(ids.map((id) => [id, kept.get(id) ?? fresh(id)]));
     if ([...kept.keys()].join() === ids.join()) return;
     this.row.dataset.lanes = String(ids.length);
     this.row.replaceChildren(...[...this.lanes.values()].map((lane) => lane.root));
@@ -392,62 +83,175 @@ class Arena {
 
   idle(state) {
     this.root.dataset.state = state;
-    this.note.textContent = NOTES[state] ?? "";
+    this.resting = NOTES[state] ?? "";
+    this.note.textContent = this.resting;
     this.headline.textContent = "";
     this.badge.textContent = "";
     this.badge.hidden = true;
     this.verdict.dataset.tone = "even";
     this.sentence.textContent = "";
+    this.recorded.textContent = "";
+    delete this.verdict.dataset.mid;
   }
+
+  // ------------------------------------------------------------ what comes in
 
   take(frame) {
     if (frame?.format !== FORMAT) return;
-    if (!frame.race) {
-      this.show(MAIN);
-      for (const lane of this.lanes.values()) lane.reset(null);
-      this.chart.reset();
-      this.race = null;
-      this.idle(frame.state);
-      return;
-    }
+    if (!frame.race) return this.without(frame.state);
     if (frame.race !== this.race) {
       if (frame.kind !== "snapshot") return this.askAgain();
-      this.begin(frame);
+      this.recording = null;
+      this.begin(frame, "live");
     }
-    for (const call of frame.calls) this.lanes.get(call.lane)?.keep(call);
-    this.paint(frame);
+    const whole = this.fold(frame);
+    this.root.dataset.state = frame.state;
+    if (frame.verdict) this.judge(frame.verdict, this.sentence);
+    if (this.over && whole && this.replay.asleep) this.wake("your race");
+    else this.paint();
   }
 
-  begin(frame) {
+  // No race yet: what is there stays, and can be replayed meanwhile.
+  without(state) {
+    if (this.recording) {
+      this.root.dataset.state = state;
+      this.resting = NOTES[state] ?? "";
+      return this.paint();
+    }
+    this.show(MAIN);
+    for (const lane of this.lanes.values()) lane.reset(null);
+    this.chart.reset();
+    this.race = null;
+    this.over = false;
+    this.replay.sleep();
+    this.source("");
+    this.idle(state);
+  }
+
+  // A recorded race, at its end.
+  record(recording) {
+    if (recording?.format !== RECORDING || recording.frame?.format !== FORMAT) return;
+    this.recording = recording;
+    this.begin(recording.frame, "recorded");
+    this.fold(recording.frame);
+    this.idle("recorded");
+    this.judge(recording.frame.verdict, this.recorded);
+    this.resting = NOTES.recorded;
+    const { model, device, date, processor } = recording.made;
+    const style = { day: "numeric", month: "short", year: "numeric", timeZone: "UTC" };
+    const when = new Date(`${date}T00:00:00Z`).toLocaleDateString("en-GB", style);
+    const title = `Recorded with ${model} on ${processor || device}, ${when}`;
+    this.wake("recording", `${model} on ${device}, ${when}`, title);
+  }
+
+  begin(frame, state) {
     this.race = frame.race;
+    this.over = false;
+    document.dispatchEvent(new CustomEvent("space:close"));
+    this.replay.sleep();
     this.show(Object.keys(frame.lanes));
     for (const lane of this.lanes.values()) lane.reset(frame.about);
     this.chart.reset(frame.about.k);
+    this.about = frame.about;
     this.idle("running");
+    this.source(state);
+    this.root.dataset.race = frame.race;
   }
 
-  paint(frame) {
-    const over = frame.state !== "running";
+  fold(frame) {
+    for (const call of frame.calls) this.lanes.get(call.lane)?.keep(call);
+    this.over = frame.state !== "running";
+    let whole = true;
     for (const [id, lane] of this.lanes) {
-      const tally = frame.lanes[id];
-      if (tally) lane.paint(tally, over);
+      lane.last = frame.lanes[id] ?? lane.last;
+      whole &&= lane.known >= lane.last.calls;
+    }
+    if (!whole) this.askAgain();
+    return whole;
+  }
+
+  wake(kind, words, title) {
+    this.source(kind, words, title);
+    this.replay.wake(this.lanes.values());
+  }
+
+  source(kind, words = "", title = "") {
+    this.replay.source.replaceChildren();
+    if (kind) this.replay.source.append(make("span", "tag", kind), make("span", "made", words));
+    this.replay.source.dataset.kind = kind;
+    this.replay.source.title = title;
+  }
+
+  // ------------------------------------------------------------ what is seen
+
+  // The arena at its position: that of the replay, or while a race runs, all there is.
+  paint() {
+    const { timeline, unit, at, ended } = this.replay;
+    for (const lane of this.lanes.values()) {
+      const calls = timeline ? timeline.shown(lane, unit, at) : lane.known;
+      const last = calls === lane.known && (this.over || lane.last.stop !== null);
+      lane.show(calls, last, timeline ? timeline.clock(lane, unit, at) : undefined);
     }
     const space = this.lanes.get("space");
-    for (let i = this.chart.counts.length; i < space.painted; i += 1) this.chart.add(space.calls[i]);
-    this.chart.layout();
-    this.root.dataset.state = frame.state;
-    this.root.dataset.race = frame.race;
-    if (frame.verdict) this.judge(frame.verdict);
+    this.chart.show(space.calls.slice(0, space.known), space.shown);
+    const mid = Boolean(timeline) && !ended;
+    this.verdict.toggleAttribute("data-mid", mid);
+    this.note.textContent = mid ? this.midway() : this.resting;
+    if (timeline) this.replay.say(mid ? this.midway() : "the end of the race");
   }
 
-  judge(verdict) {
-    this.note.textContent = "";
+  // How the race stands in the middle of a replay.
+  midway() {
+    const [space, vanilla] = MAIN.map((id) => this.lanes.get(id));
+    const tell = (lane) => {
+      const { tokens } = lane.sums[lane.shown];
+      const name = lane.id === "space" ? lane.name : lane.name.toLowerCase();
+      return `${name} ${counted(tokens, "token")} in ${counted(lane.shown, "call")}`;
+    };
+    const ahead = space.sums[space.shown].tokens - vanilla.sums[vanilla.shown].tokens;
+    const lead = ahead ? `${counted(Math.abs(ahead), "token")} ${ahead > 0 ? "ahead" : "behind"}` : "level";
+    return `${tell(space)}, ${tell(vanilla)}: ${lead}.`;
+  }
+
+  judge(verdict, place) {
+    this.resting = "";
     this.verdict.dataset.tone = verdict.tone;
     this.headline.textContent = verdict.headline;
     this.badge.textContent = verdict.badge;
     this.badge.hidden = false;
     this.badge.dataset.identical = String(verdict.identical);
-    if (this.sentence.textContent !== verdict.sentence) this.sentence.textContent = verdict.sentence;
+    if (place.textContent !== verdict.sentence) place.textContent = verdict.sentence;
+  }
+
+  // ------------------------------------------------------------ what the visitor does
+
+  key(event) {
+    const here = event.key === "Enter" && event.target === this.replay.scrubber;
+    if (here) this.open("space", this.lanes.get("space").shown);
+    else if (!this.replay.key(event)) return;
+    event.preventDefault();
+  }
+
+  // Have a call opened below the lanes, once the race is over.
+  open(lane, call) {
+    if (!this.over || !call || !MAIN.includes(lane)) return;
+    const detail = {
+      race: this.race,
+      lane,
+      call,
+      calls: this.lanes.get(lane).known,
+      k: this.about.k,
+      recording: this.recording,
+    };
+    document.dispatchEvent(new CustomEvent("space:open", { detail }));
+  }
+
+  opened({ lane, call }) {
+    for (const [id, each] of this.lanes) {
+      each.opened = id === lane ? call : Infinity;
+      each.mark("open", each.opened);
+    }
+    this.chart.open(lane === "space" ? call : 0);
   }
 
   // A frame went missing (frames may be merged on their way): have the whole race sent once more.
@@ -459,14 +263,7 @@ class Arena {
   }
 }
 
-function read(value) {
-  try {
-    return value ? JSON.parse(value) : null;
-  } catch {
-    return null;
-  }
-}
-
 const arena = new Arena(element.querySelector(".arena"));
+arena.record(read(props.recording));
 arena.take(read(props.value));
 watch("value", () => arena.take(read(props.value)));

@@ -19,6 +19,7 @@ ROOMS = {
     "detokenize": set(),
     "race": {"trace"},
     "metrics": {"trace"},
+    "inspect": {"cache", "errors", "layout", "model", "trace"},
     "adapter": {"errors"},
     "model": {"errors", "layout", "cache", "adapter"},
     "checkpoint": {"errors", "adapter", "model"},

@@ -268,9 +268,11 @@ def _onward(call: Opened) -> str:
     if not call["cached"]:
         return "Group 0 guesses what follows: the next call checks it."
     assumed = {0: "no draft stands", 1: "only draft 1 stands"}.get(group, f"exactly {group} drafts stand")
-    return (
-        f"So group {group}, which assumes that {assumed}, was right: its guesses are the next call’s drafts."
-    )
+    count = len(call["chosen"])
+    taken = "first guess is the next call’s draft"
+    if count > 1:
+        taken = f"first {count} guesses are the next call’s drafts"
+    return f"So group {group}, which assumes that {assumed}, was right: its {taken}."
 
 
 def _drafts(first: int, last: int) -> str:

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import CHROMIUM, FLAGS, HOSTILE, ROOT, Server, answers, free_port
+from playwright.sync_api import Page, expect
+from served import BUDGET, CHROMIUM, FLAGS, HOSTILE, ROOT, TIMEOUT, Server, answers, free_port, set_number
 
 
 @pytest.fixture(scope="session")
@@ -93,11 +94,26 @@ def server(
     browser_type_launch_args: dict, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """`python app.py` as a user starts it, on a free port."""
+    command = ["app.py", "--model", str(tiny_model), "--device", "cpu"]
+    yield from serve(command, tmp_path_factory.mktemp("server") / "log.txt")
+
+
+@pytest.fixture(scope="session")
+def empty_server(
+    browser_type_launch_args: dict, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """The same page, whose model never comes."""
+    code = "import sys, app; app.Loader.start = lambda self: None; app.main(sys.argv[1:])"
+    command = ["-c", code, "--model", str(tiny_model), "--device", "cpu"]
+    yield from serve(command, tmp_path_factory.mktemp("empty") / "log.txt")
+
+
+def serve(command: list[str], log: Path) -> Iterator[Server]:
+    """Run python with these arguments and a free port, until the test is over."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
-    log = tmp_path_factory.mktemp("server") / "log.txt"
     env = {name: value for name, value in os.environ.items() if not name.startswith("SPACE_")}
-    command = [sys.executable, "app.py", "--model", str(tiny_model), "--device", "cpu", "--port", str(port)]
+    command = [sys.executable, *command, "--port", str(port)]
     started = time.monotonic()
     with log.open("wb") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
@@ -113,3 +129,32 @@ def server(
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+@pytest.fixture
+def watched(page: Page) -> Iterator[Page]:
+    """A page not yet opened; dialogs, page errors and text that ran fail the test."""
+    alarms: list[str] = []
+    page.on("dialog", lambda dialog: (alarms.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("pageerror", lambda error: alarms.append(f"page error: {error}"))
+    page.set_default_timeout(TIMEOUT)
+    yield page
+    assert page.evaluate("window.pwned") is None
+    assert alarms == []
+
+
+@pytest.fixture
+def app(watched: Page, server: Server) -> Page:
+    """The page, opened and with its model loaded."""
+    watched.goto(server.url)
+    expect(watched.locator('.chip[data-state="ready"]')).to_be_visible(timeout=60_000)
+    set_number(watched, "budget", BUDGET)
+    return watched
+
+
+@pytest.fixture
+def unloaded(watched: Page, empty_server: Server) -> Page:
+    """The page, opened, with no model behind it: what it shows is its recording."""
+    watched.goto(empty_server.url)
+    expect(watched.locator('.arena[data-state="recorded"]')).to_be_visible()
+    return watched

@@ -1,25 +1,33 @@
 """Pictures of the page, made anew: python tests/page/screenshots.py [--model DIR] [--all]
 
-Starts the page with the given model (the bundled one by default), runs a race in Chromium and
-writes assets/screenshots/race.png; with --all, also phone, dark, before and in mid-race.
+Starts the page with the given model (the bundled one by default) in Chromium and writes race.png and
+inspector.png to assets/screenshots; with --all, also phone, dark, the page as it opens, and in mid-race.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
-from served import CHROMIUM, FLAGS, ROOT, answers, free_port
+from served import CHROMIUM, FLAGS, ROOT, answers, free_port, under_way
 
-DESKTOP, PHONE = (1280, 800), (390, 844)
+DESKTOP, TALL, PHONE = (1280, 800), (1280, 1100), (390, 844)
+STANDING = ("race", "inspector")
 SHOTS = {
     "race": (DESKTOP, "light", "after"),
+    "inspector": (TALL, "light", "inspector"),
     "race-dark": (DESKTOP, "dark", "after"),
-    "race-before": (DESKTOP, "light", "before"),
+    "opening": (DESKTOP, "light", "opening"),
+    "opening-phone": (PHONE, "light", "opening"),
+    "replay": (DESKTOP, "light", "replay"),
+    "replay-dark": (DESKTOP, "dark", "replay"),
+    "inspector-dark": (TALL, "dark", "inspector"),
+    "inspector-phone": (PHONE, "light", "inspector"),
     "race-mid": (DESKTOP, "light", "mid"),
     "race-mid-dark": (DESKTOP, "dark", "mid"),
     "race-phone": (PHONE, "light", "after"),
@@ -47,7 +55,7 @@ def main() -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
             for name, ((width, height), scheme, phase) in SHOTS.items():
-                if name != "race" and not options.all:
+                if name not in STANDING and not options.all:
                     continue
                 context = browser.new_context(
                     viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
@@ -64,13 +72,51 @@ def main() -> None:
 
 
 def act(page: Page, phase: str) -> None:
-    """Bring the page to a phase of a race."""
+    """Bring the page to a phase: of its recording, or of a race."""
+    page.wait_for_selector('.arena[data-state="recorded"]')
+    if phase == "opening":
+        page.wait_for_timeout(500)
+    elif phase == "replay":
+        page.focus("#text-space")
+        page.keyboard.press("Home")
+        page.check("input[value=stretched]", force=True)
+        page.click("#replay-play")
+        page.wait_for_function(
+            "document.querySelector('#scrubber').value > 0.6 * document.querySelector('#scrubber').max"
+        )
+        page.click("#replay-play")
+    elif phase == "inspector":
+        look_inside(page)
+    else:
+        run(page, phase)
+
+
+def look_inside(page: Page) -> None:
+    """Open the recorded call that shows most: a rejected draft, a chosen group, many rows. Point at its map."""
+    recorded = json.loads((ROOT / "assets" / "recorded" / "race.json").read_text(encoding="utf-8"))
+
+    def worth(call: dict) -> tuple:
+        fates = call["fates"]
+        return (
+            "rejected" in fates,
+            call["next"] == "masks",
+            min(2, fates.count("accepted")),
+            len(call["guesses"]),
+        )
+
+    best = max(recorded["opened"]["space"], key=worth)
+    page.locator(f".chart .call[data-call='{best['n']}']").dispatch_event("click")
+    page.wait_for_timeout(700)
+    away = page.locator(".map .cell[aria-label*='assumes it was']")
+    (away if away.count() else page.locator(".map .cell")).last.hover()
+    page.locator("#inspector").scroll_into_view_if_needed()
+
+
+def run(page: Page, phase: str) -> None:
     page.wait_for_selector('.chip[data-state="ready"]', timeout=120_000)
-    if phase == "before":
-        return
     page.click("#race")
     if phase == "mid":
-        page.wait_for_function("document.querySelectorAll('#text-vanilla .tok').length > 40")
+        under_way(page, 40)
         return
     page.wait_for_selector('.arena[data-state="done"]', timeout=120_000)
     page.wait_for_timeout(3000)  # plotly draws below the first screen

@@ -8,6 +8,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from playwright.sync_api import Page, expect
+
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -35,6 +37,10 @@ HOSTILE = (
 """Tokens that the tiny model writes, one after the other."""
 
 
+TIMEOUT = 30_000
+BUDGET = 64
+
+
 @dataclass(frozen=True)
 class Server:
     """The running page. `seconds_to_200` is from the start of the process."""
@@ -57,3 +63,42 @@ def answers(url: str) -> bool:
             return response.status == 200
     except OSError:
         return False
+
+
+# ---------------------------------------------------------------- what a visitor does
+
+
+def text(page: Page, lane: str) -> str:
+    """What a lane has written, without its prompt."""
+    parts = (page.locator(f"#text-{lane} .{part}").text_content() or "" for part in ("out", "rest"))
+    return "".join(parts)
+
+
+def race(page: Page, state: str = "done") -> None:
+    page.click("#race")
+    expect(page.locator(".arena")).to_have_attribute("data-state", state, timeout=TIMEOUT)
+
+
+def under_way(page: Page, tokens: int) -> None:
+    """Wait until the vanilla lane of a live race has more than so many tokens."""
+    page.wait_for_function(
+        "n => document.querySelector('.arena').dataset.state === 'running'"
+        " && document.querySelectorAll('#text-vanilla .tok').length > n",
+        arg=tokens,
+    )
+
+
+def set_number(page: Page, field: str, value: float) -> None:
+    box = page.locator(f"#{field} input[type=number]")
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def prompt(page: Page, words: str) -> None:
+    page.fill("#prompt textarea", words)
+
+
+def choose_grid(page: Page) -> None:
+    """The paper's calls: with the planner's the rows depend on measured times."""
+    page.click("#more > .label-wrap")
+    page.check("#plan input[value=grid]")

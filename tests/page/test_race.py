@@ -12,13 +12,11 @@ from urllib.parse import urlparse
 
 import pytest
 from playwright.sync_api import Page, expect
-from served import HOSTILE, Server
+from served import BUDGET, HOSTILE, TIMEOUT, Server, choose_grid, prompt, race, set_number, text, under_way
 
 import space_core
 from space_core.settings import Settings
 
-TIMEOUT = 30_000
-BUDGET = 64
 HOSTILE_PROMPT = "".join(
     (
         "def f():\n    ${alert(1)} ` ${window.pwned=1} `\n",
@@ -28,48 +26,12 @@ HOSTILE_PROMPT = "".join(
 )
 
 
-@pytest.fixture
-def app(page: Page, server: Server) -> Page:
-    """The page, opened and with its model loaded; dialogs and page errors fail the test."""
-    alarms: list[str] = []
-    page.on("dialog", lambda dialog: (alarms.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on("pageerror", lambda error: alarms.append(f"page error: {error}"))
-    page.set_default_timeout(TIMEOUT)
-    page.goto(server.url)
-    expect(page.locator('.chip[data-state="ready"]')).to_be_visible(timeout=60_000)
-    set_number(page, "budget", BUDGET)
-    yield page
-    assert page.evaluate("window.pwned") is None
-    assert alarms == []
-
-
-def text(page: Page, lane: str) -> str:
-    parts = (page.locator(f"#text-{lane} .{part}").text_content() or "" for part in ("out", "rest"))
-    return "".join(parts)
-
-
-def race(page: Page, state: str = "done") -> None:
-    page.click("#race")
-    expect(page.locator(".arena")).to_have_attribute("data-state", state, timeout=TIMEOUT)
-
-
-def set_number(page: Page, field: str, value: float) -> None:
-    box = page.locator(f"#{field} input[type=number]")
-    box.fill(str(value))
-    box.press("Tab")
-
-
-def prompt(page: Page, words: str) -> None:
-    page.fill("#prompt textarea", words)
-
-
 # ---------------------------------------------------------------- a race to its end
 
 
 def test_race_to_its_end(app: Page, tiny_model: Path, one_thread: None) -> None:
     prompt(app, "def f(x):\n")
-    app.click("#more > .label-wrap")
-    app.check("#plan input[value=grid]")  # with auto the calls depend on measured times
+    choose_grid(app)
     race(app)
 
     model = space_core.load(str(tiny_model), device="cpu", dtype="float32")
@@ -151,8 +113,8 @@ def test_a_closed_race_of_further_lanes_leaves_no_thread(tiny_model: Path, one_t
     assert loader.done.wait(60)
     before = set(threading.enumerate())
     told = Handlers(loader, 60).race("def f():", 5, 512, 0, 1, 0, "auto", ["generate", "prompt-lookup"])
-    for text, _ in told:
-        if all(tally["calls"] for tally in json.loads(text)["lanes"].values()):
+    for frame, _ in told:
+        if all(tally["calls"] for tally in json.loads(frame)["lanes"].values()):
             break
     assert set(threading.enumerate()) > before
     told.close()
@@ -202,11 +164,12 @@ JSON.parse = (text, ...rest) => {
 
 def test_a_lost_delta_is_sent_again_in_mid_race(app: Page) -> None:
     app.evaluate(LOSE_ONE_DELTA)
+    choose_grid(app)  # the paper's calls take longer: time to be in the middle
     set_number(app, "budget", 512)
     app.click("#race")
     app.wait_for_function("window.healed", timeout=TIMEOUT)
     assert app.evaluate("window.lost") > 0
-    app.wait_for_function("document.querySelectorAll('#text-vanilla .tok').length > 40")
+    under_way(app, 40)
     app.click("#stop")
     expect(app.locator("#badge")).to_have_text("identical so far")
     for lane in ("space", "vanilla"):
@@ -219,9 +182,10 @@ def test_a_lost_delta_is_sent_again_in_mid_race(app: Page) -> None:
 
 
 def test_stop_in_mid_race_keeps_the_lanes_and_the_next_race_runs(app: Page) -> None:
+    choose_grid(app)  # the paper's calls take longer: time to be in the middle
     set_number(app, "budget", 512)
     app.click("#race")
-    app.wait_for_function("document.querySelectorAll('#text-vanilla .tok').length > 8")
+    under_way(app, 8)
     app.click("#stop")
     expect(app.locator(".arena")).to_have_attribute("data-state", "stopped")
     expect(app.locator("#verdict")).to_contain_text("Stopped, SPACE at ")
@@ -260,7 +224,7 @@ def test_a_closed_tab_frees_the_device(app: Page, page: Page, server: Server) ->
     other.goto(server.url)
     set_number(other, "budget", 512)
     other.click("#race")
-    other.wait_for_function("document.querySelectorAll('#text-vanilla .tok').length > 8")
+    under_way(other, 8)
     other.close()
     set_number(app, "budget", 16)
     race(app)
