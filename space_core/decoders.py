@@ -268,7 +268,12 @@ def _planner(model: SpaceModel, settings: Settings) -> Planner:
     k = settings.k
     if settings.plan is Plan.GRID:
         return GridPlanner(k)
-    return AutoPlanner(k, call_cost(model, (k + 1) ** 2), model.masks.method != "untrained")
+    return AutoPlanner(
+        k,
+        call_cost(model, (k + 1) ** 2),
+        call_cost(model, k + 1, masks=False),
+        trained=model.masks.method != "untrained",
+    )
 
 
 def _warpers(settings: Settings) -> list[Any]:

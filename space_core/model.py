@@ -138,7 +138,9 @@ class SpaceModel:
         self._embed: Any = lm.get_input_embeddings()
         self._shapes: dict[tuple[Any, ...], _Shape] = {}
         self.seconds_by_rows: dict[int, float] = {}
-        """What calls of so many rows were seen to cost; filled by `cost.py`."""
+        """What calls of so many rows were seen to cost, with masks; filled by `cost.py`."""
+        self.seconds_bare: dict[int, float] = {}
+        """The same of calls of drafts alone."""
         self._base, self._head = split_head(lm)
 
     @property

@@ -96,19 +96,27 @@ class AutoPlanner:
     Args:
         k: most drafts and most masks in a group.
         cost: seconds of a call by its rows; cost[r] for r = 1 .. at least (k+1)², cost[0] unused.
+        bare: the same of calls without masks, for r = 1 .. k + 1; `cost` where not given.
         trained: whether somebody trained the masks: what is expected of them to begin with.
     """
 
-    def __init__(self, k: int, cost: npt.NDArray[np.float64], trained: bool = True) -> None:
+    def __init__(
+        self,
+        k: int,
+        cost: npt.NDArray[np.float64],
+        bare: npt.NDArray[np.float64] | None = None,
+        trained: bool = True,
+    ) -> None:
         self.k, self.cost = k, cost
+        self.bare = cost if bare is None else bare
         self.reliability = {False: Reliability(k), True: Reliability(k)}
         # Chances that drafts 1..i of a fresh group all stand; the guess holds for a few calls.
         self.chances = Average(np.power(0.6 if trained else 0.2, np.arange(1, k + 1)), weight=3.0)
-        self.tokens, self.seconds = 8 * 1.3, 8 * float(cost[1])  # sums that forget; as if of 8 calls
-        self.row = float(cost[2 * k] - cost[1]) / (2 * k - 1)
+        self.tokens, self.seconds = 8 * 1.3, 8 * float(self.bare[1])  # sums that forget; as if of 8 calls
+        self.row = float(self.bare[k + 1] - self.bare[1]) / k  # what judging a draft adds to a call
         self.pause, self.idle = FIRST_PAUSE, 0
         self._judged: tuple[Sequence[float], bool] = ((), False)
-        self._rows = 1
+        self._spent = 0.0
         self._plain = Layout.steady((0,))
         d = np.arange(k + 1)
         self._after = 1 + d[:, None] + np.arange(k * (k + 1) + 1)[None, :]
@@ -117,7 +125,7 @@ class AutoPlanner:
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
         if self.idle and self.idle < self.pause and not guesses and not copies:
             self.idle += 1  # masks are not worth it, as was found a few calls ago
-            self._judged, self._rows = ((), False), 1
+            self._judged, self._spent = ((), False), float(self.bare[1])
             return Plan(0, self._plain)
         survival, of_copies = self._survival(guesses, False), self._survival(copies, True)
         if guesses:
@@ -136,7 +144,8 @@ class AutoPlanner:
                 self.idle, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
                 masks = (*masks[:-1], min(PROBE_MASKS, self.k))
         layout = Layout.steady(masks).within(left)
-        self._judged, self._rows = (copies if copied else guesses, copied), layout.rows
+        self._judged = copies if copied else guesses, copied
+        self._spent = float((self.cost if layout.n_masks else self.bare)[layout.rows])
         return Plan(layout.n_drafts, layout, copied)
 
     def learn(self, stood: Sequence[bool], emitted: int) -> None:
@@ -146,7 +155,7 @@ class AutoPlanner:
         if stood and all(stood) and not copied:  # masks that are right again are asked again at once
             self.idle = self.pause = FIRST_PAUSE
         self.tokens = self.tokens * MEMORY + emitted
-        self.seconds = self.seconds * MEMORY + float(self.cost[self._rows])
+        self.seconds = self.seconds * MEMORY + self._spent
 
     def _best(self, survival: npt.NDArray[np.float64], token: float) -> tuple[int, ...]:
         """Masks by group, one group more than drafts, from the chances that the first 0, 1, … stand."""
@@ -159,8 +168,9 @@ class AutoPlanner:
         order = np.argsort(-gains, axis=1, kind="stable")
         total = np.zeros((m + 1, gains.shape[1] + 1))
         np.cumsum(np.take_along_axis(gains, order, 1), axis=1, out=total[:, 1:])
-        total += (survival.cumsum() * token)[:, None]
         total -= self.cost[self._after[: m + 1, : total.shape[1]]]
+        total[:, 0] = -self.bare[1 : m + 2]  # no mask at all
+        total += (survival.cumsum() * token)[:, None]
         drafts, n_masks = divmod(int(total.argmax()), total.shape[1])
         groups = np.bincount(order[drafts, :n_masks] // k, minlength=m + 1)
         return tuple(groups[: drafts + 1].tolist())
