@@ -58,7 +58,7 @@ def test_every_recorded_call_can_be_walked_through(unloaded: Page) -> None:
     unloaded.keyboard.press("Home")
     unloaded.keyboard.press("Enter")
     expect(unloaded.locator(".inspector")).to_be_hidden()  # no call has been made yet
-    unloaded.check("input[value=calls]", force=True)
+    unloaded.click("label:has(input[value=calls])")
     unloaded.focus("#text-space")
     unloaded.keyboard.press("ArrowRight")
     unloaded.keyboard.press("Enter")

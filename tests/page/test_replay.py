@@ -41,7 +41,9 @@ def picture(page: Page) -> dict[str, Any]:
 
 
 def by_call(page: Page) -> None:
-    page.check("input[value=calls]", force=True)
+    # The label is what is seen and clicked; a forced click on the radio could miss while the page settles.
+    page.click("label:has(input[value=calls])")
+    assert page.is_checked("input[value=calls]")
 
 
 # ---------------------------------------------------------------- the recording
