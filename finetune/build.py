@@ -26,7 +26,7 @@ from finetune.distill import distill
 from finetune.evaluate import evaluate
 from finetune.masks import train_masks
 from finetune.pack import pack, prompt_windows, read_meta
-from finetune.pretrain import heldout_batches, heldout_loss, pretrain
+from finetune.pretrain import heldout_batches, heldout_loss, new_base, pretrain
 from finetune.recipe import Recipe
 from finetune.state import load_state, replace_folder, save_state
 from finetune.tokenizer import train_tokenizer
@@ -46,14 +46,19 @@ def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu"
         out: the checkpoint; replaced when it holds one.
     """
     corpus, meta, tokenizer = base_tokens(recipe, run, cache)
-    lm = pretrain(recipe, run / "tokens", run, meta, device)
+    prompts = _prompts(recipe, run, corpus, tokenizer)
+    watch = prompts.pop(HELDOUT).tolist()
+    windows = {int(n): ids for n, ids in prompts.items()}
+    own = None
+    if recipe.base.start and recipe.pretrain.own_batch:
+        first = new_base(recipe.base, meta["vocab_size"], meta["eos_token_id"], recipe.seed).to(device).eval()
+        own = distill(first, windows, recipe.distill, run / "start", recipe.seed)
+    lm = pretrain(recipe, run / "tokens", run, meta, device, own)
     loss = heldout_loss(lm, heldout_batches(run / "tokens" / "heldout.bin", recipe.pretrain.seq_len))
     heldout = meta["heldout"]
     bits = loss / 0.6931471805599453 * heldout["tokens"] / heldout["text_bytes"]
 
-    prompts = _prompts(recipe, run, corpus, tokenizer)
-    watch = prompts.pop(HELDOUT).tolist()
-    batches = distill(lm, {int(n): ids for n, ids in prompts.items()}, recipe.distill, run, recipe.seed)
+    batches = distill(lm, windows, recipe.distill, run, recipe.seed)
     start = (load_state(run / "pretrain.pt") or {}).get("masks")
     model = train_masks(lm, tokenizer, batches, watch, recipe.masks, run, recipe.seed, start)
 

@@ -75,7 +75,13 @@ class GatedMasks(nn.Module):
 
 
 def joint_losses(
-    lm: Any, trained: GatedMasks, windows: Tensor, groups: int, random: torch.Generator
+    lm: Any,
+    trained: GatedMasks,
+    windows: Tensor,
+    groups: int,
+    random: torch.Generator,
+    first: int = 0,
+    plain: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The plain loss of the real rows, and that of dense groups behind them, in one forward.
 
@@ -85,10 +91,12 @@ def joint_losses(
     Args:
         windows: int64 [batch, length + 1].
         groups: of as many masks as `trained` has embeddings.
+        first: row behind which the first group may stand.
+        plain: whether the plain loss is wanted; else it is 0.
     """
     rows, length = windows.shape[0], windows.shape[1] - 1
     k = len(trained.embeddings)
-    anchors = torch.randperm(length - 1, generator=random)[:groups].sort().values
+    anchors = torch.randperm(length - 1 - first, generator=random)[:groups].sort().values + first
     layout = Layout(length, 0, tuple(anchors.tolist()), (k,) * len(anchors))
     offsets, slots = layout.offsets().to(windows.device), layout.slots().to(windows.device)
     embed = lm.get_input_embeddings()
@@ -101,14 +109,14 @@ def joint_losses(
             position_ids=offsets[None].expand(rows, -1),
             use_cache=False,
         ).last_hidden_state
-    logits = lm.get_output_embeddings()(hidden).flatten(0, 1).float()
     ahead = offsets[length:] + 1  # the mask at position t predicts the token behind it
-    targets = torch.cat(
-        [windows[:, 1:], windows[:, ahead.clamp(max=length)].masked_fill(ahead > length, -100)], dim=1
-    )
+    targets = windows[:, ahead.clamp(max=length)].masked_fill(ahead > length, -100)
+    if plain:
+        targets = torch.cat([windows[:, 1:], targets], dim=1)
+    logits = lm.get_output_embeddings()(hidden[:, -targets.shape[1] :]).flatten(0, 1).float()
     losses = nn.functional.cross_entropy(logits, targets.flatten(), reduction="none").view(rows, -1)
-    known = (ahead <= length).sum() * rows
-    return losses[:, :length].mean(), losses[:, length:].sum() / known
+    guesses = losses[:, -len(ahead) :].sum() / ((ahead <= length).sum() * rows)
+    return losses[:, :length].mean() if plain else guesses.new_zeros(()), guesses
 
 
 def train_masks(

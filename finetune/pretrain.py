@@ -50,7 +50,12 @@ def new_base(base: Base, vocab_size: int, eos_token_id: int, seed: int) -> Llama
 
 
 def pretrain(
-    recipe: Recipe, tokens: Path, out: Path, meta: dict[str, Any], device: str = "cpu"
+    recipe: Recipe,
+    tokens: Path,
+    out: Path,
+    meta: dict[str, Any],
+    device: str = "cpu",
+    own: list[tuple[int, Tensor]] | None = None,
 ) -> LlamaForCausalLM:
     """Train the base of a recipe, resuming from what `out` holds.
 
@@ -58,6 +63,7 @@ def pretrain(
         tokens: folder of `pack`.
         out: states and log go here.
         meta: of `pack`.
+        own: of `distill`, for `own_batch`.
 
     Returns:
         The trained model in evaluation mode.
@@ -116,6 +122,13 @@ def pretrain(
             random = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
             with autocast(batch.device, half):
                 loss, of_masks = joint_losses(model, masks, batch, plan.mask_groups, random)
+                if own and plan.own_batch:
+                    prompt, texts = own[step % len(own)]
+                    texts = texts[torch.randperm(len(texts), generator=random)[: plan.own_batch]].to(device)
+                    _, copies = joint_losses(
+                        model, masks, texts, plan.mask_groups, random, prompt - 1, plain=False
+                    )
+                    of_masks = (of_masks + copies) / 2
             whole = loss + plan.mask_weight * of_masks
         whole.backward()
         optimizers.step(schedule(step, plan.steps, plan.warmup, plan.decay))

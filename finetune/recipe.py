@@ -53,6 +53,7 @@ class Pretrain:
     adam_lr: float = 3e-3
     mask_groups: int = 0
     mask_weight: float = 0.3
+    own_batch: int = 0
     save_every: int = 50
     evaluate_every: int = 200
 
