@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from space_core.errors import CheckpointError
+from space_core.products import replaced
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -78,18 +79,10 @@ class GatedAdapter(nn.Module):
 
         So plain decoding, and whoever else uses the model, runs what transformers made, untouched.
         """
-        own = [module.__dict__.get("forward") for module in self._gates]
         for module, gate in self._gates.items():
             gate.plain, gate.first_mask = module.forward, first_mask
-            module.__dict__["forward"] = gate
-        try:
+        with replaced(self._gates):
             yield
-        finally:
-            for module, forward in zip(self._gates, own, strict=True):
-                if forward is None:
-                    del module.__dict__["forward"]
-                else:  # a wrapper around the layer that was there before, accelerate's for example
-                    module.__dict__["forward"] = forward
 
     def save(self, folder: Path, base: str | None) -> None:
         """Write PEFT's `adapter_config.json` and `adapter_model.safetensors`."""

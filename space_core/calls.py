@@ -166,7 +166,9 @@ def random_llama(name: str, device: str, dtype: str) -> SpaceModel:
     )
     with find_device(device):
         lm = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], attn_implementation="sdpa")
-    return SpaceModel(lm.requires_grad_(False), name=f"Llama-shaped {name}, random weights")
+    model = SpaceModel(lm.requires_grad_(False), name=f"Llama-shaped {name}, random weights")
+    model.pack()
+    return model
 
 
 def describe(model: SpaceModel) -> str:

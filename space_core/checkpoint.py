@@ -85,6 +85,7 @@ def load(
     if folder == Path(name):
         name = folder.resolve().name
     model = SpaceModel(lm, tokenizer, masks, name)
+    model.pack()
     probe(model)
     return model
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -20,14 +22,15 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from space_core import cost
 from space_core.cache import BlockCache
-from space_core.cost import call_cost
 from space_core.errors import UnsupportedModelError
 from space_core.layout import Layout
 from space_core.lookup import Lookup
 from space_core.model import SpaceModel
 from space_core.planner import AutoPlanner, GridPlanner, Planner
-from space_core.settings import Plan, Settings, Verification
+from space_core.planner import Plan as PlannedCall
+from space_core.settings import MAX_NEW_TOKENS, Plan, Settings, Verification
 from space_core.trace import Step, Stop
 from space_core.verify import Verdict, draw, verify_block, verify_greedy, verify_sampled
 
@@ -61,8 +64,11 @@ def space(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) -> I
     Raises:
         PromptError: at the first step, for a prompt that is empty or fills the context.
     """
-    run = _Run(model, prompt_ids, settings, stream=1)
-    planner = _planner(model, settings)
+    yield from _space(_Run(model, prompt_ids, settings, stream=1), _planner(model, settings))
+
+
+def _space(run: _Run, planner: Planner) -> Iterator[Step]:
+    model, settings, prompt_ids = run.model, run.settings, run.prompt_ids
     layout, last = Layout.first(len(prompt_ids), min(settings.k, run.left - 1)), list(prompt_ids)
     drafts = tried = Drafts()  # those that are judged, and those at hand, of which the planner chose them
     lookup = None
@@ -158,7 +164,8 @@ class _Run:
 
     def __init__(self, model: SpaceModel, prompt_ids: Sequence[int], settings: Settings, stream: int) -> None:
         model.check_prompt(prompt_ids)
-        self.model, self.settings = model, settings
+        self.model, self.settings, self.prompt_ids = model, settings, prompt_ids
+        self.eos_ids = model.eos_ids
         self.cache = BlockCache()
         self.length = len(prompt_ids)
         """Tokens of the text so far: the prompt and what was emitted."""
@@ -257,7 +264,7 @@ class _Run:
         """Cut new tokens at the first end-of-sequence id and at the budget."""
         tokens = tokens[: self.left]
         for index, token in enumerate(tokens):
-            if token in self.model.eos_ids:
+            if token in self.eos_ids:
                 return tokens[: index + 1], Stop.EOS
         self.left -= len(tokens)
         self.length += len(tokens)
@@ -268,12 +275,43 @@ def _planner(model: SpaceModel, settings: Settings) -> Planner:
     k = settings.k
     if settings.plan is Plan.GRID:
         return GridPlanner(k)
-    return AutoPlanner(
-        k,
-        call_cost(model, (k + 1) ** 2),
-        call_cost(model, k + 1, masks=False),
-        trained=model.masks.method != "untrained",
-    )
+    costs = model.costs.get(settings.greedy)
+    if costs is None:
+        measured = cost.measure(lambda layouts: _seconds(model, settings, layouts))
+        costs = model.costs[settings.greedy] = measured
+    with_masks, bare = costs.curves(k)
+    return AutoPlanner(k, with_masks, bare, trained=model.masks.method != "untrained")
+
+
+def _seconds(
+    model: SpaceModel, settings: Settings, layouts: Sequence[Layout]
+) -> Iterator[tuple[int, bool, float]]:
+    """Rows, whether there are masks, and seconds of decoding calls, on a text that means nothing."""
+    length = min(cost.CONTEXT, model.context // 2)
+    run = _Run(model, [1 % model.vocabulary] * length, replace(settings, max_new_tokens=MAX_NEW_TOKENS), 1)
+    run.eos_ids = frozenset()
+    script = _Script(layouts, max(settings.k, *(max(layout.masks) for layout in layouts)))
+    for step in islice(_space(run, script), 1, 1 + len(layouts)):
+        yield step.rows, any(step.groups), step.seconds
+
+
+class _Script:
+    """A planner that follows a list; it plans beside it, for what planning costs."""
+
+    def __init__(self, layouts: Sequence[Layout], k: int) -> None:
+        self._layouts = iter(layouts)
+        flat = np.ones((k + 1) ** 2 + 1)
+        self._beside = AutoPlanner(k, flat, flat)
+
+    def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> PlannedCall:
+        self._beside.next(left, guesses, copies)
+        layout = next(self._layouts, Layout.steady((0,))).within(left)
+        # The call before may have stopped where there were fewer masks.
+        layout = Layout.steady(layout.masks[: 1 + len(guesses)])
+        return PlannedCall(layout.n_drafts, layout)
+
+    def learn(self, stood: Sequence[bool], emitted: int) -> None:
+        self._beside.learn(stood, emitted)
 
 
 def _warpers(settings: Settings) -> list[Any]:

@@ -10,7 +10,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +22,7 @@ from space_core.adapter import GatedAdapter
 from space_core.cache import BlockCache, additive
 from space_core.errors import PromptError, UnsupportedModelError
 from space_core.layout import Layout
+from space_core.products import Products
 
 MASK_BLOCK = 512
 """Cache slots by which a call's attention mask grows."""
@@ -137,11 +138,16 @@ class SpaceModel:
         """Held during each call: the adapter is switched on for one call at a time."""
         self._embed: Any = lm.get_input_embeddings()
         self._shapes: dict[tuple[Any, ...], _Shape] = {}
-        self.seconds_by_rows: dict[int, float] = {}
-        """What calls of so many rows were seen to cost, with masks; filled by `cost.py`."""
-        self.seconds_bare: dict[int, float] = {}
-        """The same of calls of drafts alone."""
+        self.costs: dict[bool, Any] = {}
+        """What calls were seen to cost, greedy or not: `cost.Costs`, filled by `decoders.py`."""
         self._base, self._head = split_head(lm)
+        self.products: Products | None = None
+        """How linear layers multiply on a CPU; None: as torch does."""
+
+    def pack(self) -> None:
+        """Lay the weights out a second time where that is faster (`products.py`). `load` does it."""
+        self.products = Products(self.lm)
+        self._head = self._head and self.products.head(self._head)
 
     @property
     def device(self) -> torch.device:
@@ -217,10 +223,15 @@ class SpaceModel:
         if shape.sees is not None:
             inputs["attention_mask"] = shape.sees[..., shape.room - past :]
         adapter = self.masks.adapter
-        with self.lock, adapter.on(layout.n_real) if adapter and layout.n_masks else nullcontext():
+        gate = adapter.on(layout.n_real) if adapter and layout.n_masks else nullcontext()
+        with self.lock, self.fast(), gate:
             return part(
                 **inputs, position_ids=shape.offsets + past, past_key_values=cache, use_cache=True, **options
             )
+
+    def fast(self) -> AbstractContextManager[None]:
+        """Within it the layers multiply as is fastest here. Hold the lock."""
+        return self.products.on() if self.products else nullcontext()
 
     def row_embeddings(self, layout: Layout, real_ids: Sequence[int]) -> Tensor:
         """Input embeddings of the call's rows. [1, rows, hidden]"""

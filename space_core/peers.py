@@ -264,7 +264,7 @@ def _twin(model: SpaceModel, fed: list[Tensor] | None) -> Any:
 
     It has a generation config of its own, since `generate` fills what a request leaves open from
     the model's (penalties, suppressed tokens, …), which our decoders do not read, and sometimes
-    writes to it. Its forward notes the ids it is fed and takes the model's lock.
+    writes to it. Its forward notes the ids it is fed, takes the model's lock and multiplies as our lanes do.
     """
     lm = copy.copy(model.lm)
     own = model.lm.generation_config
@@ -277,7 +277,7 @@ def _twin(model: SpaceModel, fed: list[Tensor] | None) -> Any:
     def forward(*args: Any, **kwargs: Any) -> Any:
         if fed is not None:
             fed.append(kwargs["input_ids"])
-        with model.lock:
+        with model.lock, model.fast():
             return plain(*args, **kwargs)
 
     lm.forward = forward

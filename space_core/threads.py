@@ -37,13 +37,19 @@ def tune_threads(model: SpaceModel) -> int:
     seconds = {n: _seconds(model, n) for n in candidates}
     fastest = min(plain for plain, _ in seconds.values())
     best = min((n for n in candidates if seconds[n][0] <= EQUAL * fastest), key=lambda n: (seconds[n][1], n))
-    torch.set_num_threads(best)
+    _set(model, best)
     return best
+
+
+def _set(model: SpaceModel, threads: int) -> None:
+    torch.set_num_threads(threads)
+    if model.products:
+        model.products.measure()
 
 
 def _seconds(model: SpaceModel, threads: int) -> tuple[float, float]:
     """Best seconds of a call of one row, and of one of many rows."""
-    torch.set_num_threads(threads)
+    _set(model, threads)
     context = min(CONTEXT, model.context // 2)
     ids, cache = [1 % model.vocabulary] * context, BlockCache()
     model.call(Layout.plain(context), ids, cache)

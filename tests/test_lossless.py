@@ -13,6 +13,7 @@ import space_core
 from space_core import Settings
 from space_core.bundled import default_checkpoint
 from space_core.cache import BlockCache
+from space_core.cost import Costs
 from space_core.decoders import _Run
 from space_core.errors import PromptError, UnsupportedModelError
 from space_core.layout import Layout
@@ -24,14 +25,14 @@ TOKENS = 32
 
 
 # Costs under which a planned call is neither plain nor the full grid.
-ROWS_COST = {1: 1.0, 6: 1.3, 81: 7.0}
+COSTS = Costs({6: 1.3, 81: 7.0}, {1: 1.0})
 
 
 def greedy_differences(architecture, seeds, tokens):
     """(runs, mismatches) of vanilla and SPACE against a cache-free argmax loop, in float64."""
     lm = tiny_lm(architecture)
     model = SpaceModel(lm, None, trained_like_masks(lm), eos_ids=())
-    model.seconds_by_rows = ROWS_COST
+    model.costs = {True: COSTS, False: COSTS}
     probe(model)
     runs, wrong = 0, []
     for seed in seeds:
@@ -67,9 +68,9 @@ def test_greedy_equality_at_full_size(architecture):
 
 
 def test_a_planned_run_feeds_neither_plain_calls_nor_the_grid_only(llama):
-    llama.seconds_by_rows = ROWS_COST
+    llama.costs = {True: COSTS, False: COSTS}
     steps = list(space_core.space(llama, [3, 1, 4], Settings(k=5, max_new_tokens=60)))
-    llama.seconds_by_rows = {}
+    llama.costs = {}
     assert len({step.rows for step in steps}) > 2
 
 
