@@ -101,7 +101,8 @@ def bench(options: argparse.Namespace) -> int:
         from space_core.bench import check_output
 
         check_output(Path(options.json))
-    result, text = bench_calls(options) if options.what == "calls" else bench_prompts(options)
+    run = RUNS[options.what]
+    result, text = run(options)
     if options.json == "-":
         print(json.dumps(result))
         return 0
@@ -168,6 +169,75 @@ def bench_prompts(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return result, f"{_title(result)}, {result['prompts']} prompts\n\n{tables}"
 
 
+def bench_planner(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Planned SPACE against the better of plain decoding and the grid ("space-bench-planner/1")."""
+    if options.prompts is None:
+        raise PromptError("bench planner needs prompts: --prompts F.jsonl")
+    (dtype,) = _dtypes(options.dtype[:1])
+    ks = options.k or tuple(range(1, 9))
+    settings, *_ = (_settings(options, k) for k in ks)
+    _quiet()
+    import space_core
+    from space_core import bench, prompts, scores, stakes
+
+    asked = prompts.read_prompts(Path(options.prompts), options.limit)
+    model = space_core.load(_model(options), options.device, dtype, options.mask_token_id)
+    space_core.tune_threads(model)
+    lengths = options.context or stakes.LENGTHS
+    temperatures = stakes.TEMPERATURES
+    from tqdm import tqdm
+
+    kinds = 1 if model.masks.method == "untrained" else 2
+    with tqdm(total=kinds * len(ks) * len(lengths) * len(temperatures), disable=None) as bar:
+        cells = stakes.play(
+            model,
+            asked,
+            settings,
+            ks=ks,
+            temperatures=temperatures,
+            lengths=lengths,
+            repetitions=options.repetitions,
+            progress=bar.update,
+        )
+    result = {
+        "format": stakes.FORMAT,
+        **_head(options),
+        **bench.machine(model.device),
+        "model": model.name,
+        "dtype": dtype,
+        "settings": settings.to_json(),
+        "prompts": len(asked),
+        "cells": scores.to_json(cells),
+    }
+    return result, f"{_title(result)}, {len(asked)} prompts\n\n{stakes.report(cells)}"
+
+
+def bench_overhead(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """The share of a run that is neither forward nor head ("space-bench-overhead/1")."""
+    if options.prompts is None:
+        raise PromptError("bench overhead needs prompts: --prompts F.jsonl")
+    (dtype,) = _dtypes(options.dtype[:1])
+    settings = _settings(options, (options.k or (Settings().k,))[0])
+    _quiet()
+    import space_core
+    from space_core import bench, overhead, prompts, scores
+
+    asked = prompts.read_prompts(Path(options.prompts), options.limit)
+    model = space_core.load(_model(options), options.device, dtype, options.mask_token_id)
+    space_core.tune_threads(model)
+    found = overhead.profile(model, [model.encode(prompt.turns[0]) for prompt in asked], settings)
+    result = {
+        "format": overhead.FORMAT,
+        **_head(options),
+        **bench.machine(model.device),
+        "model": model.name,
+        "dtype": dtype,
+        "settings": settings.to_json(),
+        "methods": scores.to_json(found),
+    }
+    return result, f"{_title(result)}, {len(asked)} prompts\n\n{overhead.report(found)}"
+
+
 def bench_calls(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Seconds of a call by its rows: the result as JSON ("space-bench-calls/1"), and as a table."""
     if options.model and options.shape:
@@ -194,6 +264,14 @@ def bench_calls(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "calls": scores.to_json(found),
     }
     return result, f"{_title(result)}\n\n{calls.report(found)}"
+
+
+RUNS = {
+    "prompts": bench_prompts,
+    "calls": bench_calls,
+    "planner": bench_planner,
+    "overhead": bench_overhead,
+}
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -266,9 +344,10 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "what",
         nargs="?",
-        choices=("prompts", "calls"),
+        choices=tuple(RUNS),
         default="prompts",
-        help="prompts × methods (the default), or seconds of a call by its rows",
+        help="prompts × methods (the default); seconds of a call by its rows; planned calls against "
+        "plain ones and the grid over k, temperature, context and masks; time outside the model",
     )
     command.add_argument("--json", metavar="OUT", help='write the result here, "-" for stdout')
     _add_model(command, dtypes=True)
@@ -289,7 +368,9 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
     of_calls = command.add_argument_group("calls")
     of_calls.add_argument("--shape", help="random weights of this size: 16M, 100M, 1B or 7B")
     of_calls.add_argument("--rows", type=_counts, help="with commas")
-    of_calls.add_argument("--context", type=_counts, help="tokens in the cache; several with commas")
+    of_calls.add_argument(
+        "--context", type=_counts, help="tokens in the cache (planner: of the prompts); with commas"
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:

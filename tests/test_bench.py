@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from tiny import output, tiny_lm, trained_like_masks
 
 from space_core import Settings, metrics, peers, race, scores, vanilla
 from space_core.__main__ import main
-from space_core.bench import Column, Method, check_output, columns, measure, summarize
+from space_core.bench import Column, Measured, Method, check_output, columns, measure, summarize
 from space_core.errors import CheckpointError, PromptError, SettingError
 from space_core.model import Masks, SpaceModel
 from space_core.prompts import Prompt, read_prompts, turn_ids
@@ -464,6 +465,7 @@ def test_json_to_standard_output_stands_alone_and_keeps_turns_and_categories(fol
         (["--prompts", "GOOD", "--json", "/nowhere/out.json"], "cannot write"),
         (["--prompts", "GOOD", "--json", "/dev/null"], "cannot write"),
         (["sing"], "sing"),
+        (["planner"], "--prompts"),
         (["calls", "--shape", "3K"], "known are 16M"),
         (["calls", "--rows", "1,0"], "at least 1"),
         (["calls", "--context", "128"], "do not fit"),
@@ -500,6 +502,62 @@ def test_calls_are_timed_by_their_rows(folder, tmp_path, capsys):
         low, middle, high = call["seconds"]
         assert 0 < low <= middle <= high
     assert data["calls"][0]["ratio"] == 1 and data["calls"][3]["drafts"] == 5
+
+
+def test_planned_calls_are_held_against_the_better_of_plain_and_grid(folder, humaneval, tmp_path, capsys):
+    out = tmp_path / "planner.json"
+    typed = ["bench", "planner", "--model", str(folder), "--prompts", str(humaneval), "--limit", "2"]
+    typed += ["--k", "1,3", "--context", "8,20", "--max-new-tokens", "6", "--json", str(out)]
+    assert main(typed) == 0
+    assert "above 1.05 in" in capsys.readouterr().out
+    data = json.loads(out.read_text())
+    assert data["format"] == "space-bench-planner/1"
+    assert [(c["masks"], c["temperature"], c["context"], c["k"]) for c in data["cells"]] == [
+        ("untrained", t, n, k) for t in (0, 0.7, 1) for n in (8, 20) for k in (1, 3)
+    ]
+
+
+def test_overhead_is_what_is_neither_forward_nor_head(folder, humaneval, tmp_path, capsys):
+    out = tmp_path / "overhead.json"
+    typed = ["bench", "overhead", "--model", str(folder), "--prompts", str(humaneval), "--k", "2"]
+    assert main([*typed, "--max-new-tokens", "6", "--json", str(out)]) == 0
+    assert "outside forward and head" in capsys.readouterr().out
+    methods = json.loads(out.read_text())["methods"]
+    assert [line["method"] for line in methods] == ["vanilla", "space-auto", "space-grid"]
+    for line in methods:  # in a model of 32 dimensions most is neither; but forward is never nothing
+        low, middle, high = line["share"]
+        assert 0 < low <= middle <= high < 0.95
+
+
+def test_a_slow_forward_leaves_a_small_overhead():
+    from space_core.overhead import profile
+
+    model = SpaceModel(tiny_lm("Llama"), eos_ids=())
+    before = model._base, model._head, model.lm
+    head = model._head
+    model._head = lambda rows: (time.sleep(0.02), head(rows))[1]
+    found = profile(model, [PROMPT], Settings(k=2, max_new_tokens=5))
+    assert all(line.share[1] < 0.5 for line in found)
+    model._head = head
+    assert (model._base, model._head, model.lm) == before
+
+
+def test_a_stake_is_a_token_of_planned_time_over_the_better_way():
+    from space_core.stakes import cell, report
+
+    lines = columns(["space-grid", "space-auto"], (2,), Plan.AUTO)
+    reference = runs((plain(range(4)), 4.0), (plain(range(4, 8)), 4.0))  # 1 s a token
+    grid = runs((FOUR, 2.0), (SAME, 8.0))  # 0.5 and 2 s a token: the worse one of the two together
+    planned = runs((FOUR, 2.0), (trace(step((4,)), step((5,))), 4.0))  # 0.5 and 2 s a token
+    made = cell(
+        "trained", 0.0, 64, 2, Measured(dict(zip(lines, (reference, grid, planned), strict=True)), ())
+    )
+    assert made.stake[1] == 1.25 and made.speedup == 1.25 and made.grid == 1.25
+    assert made.tokens_per_call == 1.5
+    better = cell(
+        "trained", 0.7, 64, 2, Measured(dict(zip(lines, (reference, planned, grid), strict=True)), ())
+    )
+    assert "worst 1.250, above 1.05 in 2 of 2" in report([made, better])
 
 
 def test_a_shape_is_made_in_its_own_dtype(monkeypatch, capsys):

@@ -35,6 +35,8 @@ ROOMS = {
     "scores": {"metrics", "trace"},
     "peers": {"errors", "model", "settings", "trace"},
     "bench": {"decoders", "errors", "model", "peers", "prompts", "scores", "settings", "trace"},
+    "overhead": {"bench", "decoders", "metrics", "model", "scores", "settings"},
+    "stakes": {"bench", "metrics", "model", "prompts", "scores", "settings"},
     "calls": {"cache", "checkpoint", "cost", "errors", "layout", "metrics", "model", "scores"},
 }
 

@@ -1,0 +1,114 @@
+"""What decoding costs beside the model: the share of a run's seconds outside forward and head.
+
+The model's part and its head are timed where they are called; the rest is ours: layouts, masks,
+embedding, verifying, drafting, planning, the fetch. First calls, which read the prompt, are left out.
+("space-bench-overhead/1")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from space_core import metrics
+from space_core.bench import Column, Method
+from space_core.decoders import space, vanilla
+from space_core.model import SpaceModel
+from space_core.scores import Spread, table
+from space_core.settings import Plan, Settings
+
+FORMAT = "space-bench-overhead/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """One way to decode.
+
+    Attributes:
+        seconds: of a call, mean over all runs.
+        share: quartiles over runs of what is neither forward nor head.
+    """
+
+    method: str
+    k: int
+    calls: int
+    seconds: float
+    share: Spread
+
+
+def profile(model: SpaceModel, texts: Sequence[Sequence[int]], settings: Settings) -> tuple[Overhead, ...]:
+    """Decode each text in each way, interleaved; the first text once more beforehand, uncounted."""
+    lines = (
+        Column(Method.VANILLA),
+        Column(Method.SPACE_AUTO, settings.k, Plan.AUTO),
+        Column(Method.SPACE_GRID, settings.k, Plan.GRID),
+    )
+    shares: dict[Column, list[float]] = {line: [] for line in lines}
+    calls, seconds = dict.fromkeys(lines, 0), dict.fromkeys(lines, 0.0)
+    with _timed(model) as spent:
+        for counted, text in [(False, texts[0]), *((True, text) for text in texts)]:
+            for line in lines:
+                if line.plan is None:
+                    steps = vanilla(model, text, settings)
+                else:
+                    steps = space(model, text, replace(settings, plan=line.plan))
+                next(steps)
+                inside, whole, count = spent[0], 0.0, 0
+                for step in steps:
+                    whole, count = whole + step.seconds, count + 1
+                if counted and count:
+                    shares[line].append(1 - (spent[0] - inside) / whole)
+                    calls[line], seconds[line] = calls[line] + count, seconds[line] + whole
+    return tuple(
+        Overhead(
+            str(line.method), line.k, calls[line], seconds[line] / max(calls[line], 1), metrics.spread(found)
+        )
+        for line, found in shares.items()
+        if found
+    )
+
+
+@contextmanager
+def _timed(model: SpaceModel) -> Iterator[list[float]]:
+    """Seconds within the model's forward and head, summed up in the one item of the list."""
+    spent = [0.0]
+    base, head, lm = model._base, model._head, model.lm
+
+    def watched(part: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = model.clock()
+            result = part(*args, **kwargs)
+            spent[0] += model.clock() - start
+            return result
+
+        return call
+
+    model._base, model.lm = watched(base), lm
+    model._head = None if head is None else watched(head)
+    if head is None:
+        model._base, model.lm = base, watched(lm)
+    try:
+        yield spent
+    finally:
+        model._base, model._head, model.lm = base, head, lm
+
+
+def report(found: Sequence[Overhead]) -> str:
+    rows: list[Sequence[str]] = [
+        ("method", "k", "calls", "ms a call", "outside forward and head", "quartiles")
+    ]
+    for line in found:
+        low, middle, high = line.share
+        rows.append(
+            (
+                line.method,
+                str(line.k or "-"),
+                str(line.calls),
+                f"{1000 * line.seconds:.2f}",
+                f"{middle:.1%}",
+                f"{low:.1%}-{high:.1%}",
+            )
+        )
+    return table(rows)
