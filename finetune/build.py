@@ -7,17 +7,13 @@ as they were trained.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import platform
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from finetune.card import completions, model_card
@@ -28,7 +24,7 @@ from finetune.masks import train_masks
 from finetune.pack import pack, prompt_windows, read_meta
 from finetune.pretrain import heldout_batches, heldout_loss, new_base, pretrain
 from finetune.recipe import Recipe
-from finetune.state import load_state, replace_folder, save_state
+from finetune.state import load_state, made, replace_folder, save_state
 from finetune.tokenizer import train_tokenizer
 from space_core.checkpoint import MANIFEST, save
 
@@ -46,7 +42,7 @@ def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu"
         out: the checkpoint; replaced when it holds one.
     """
     corpus, meta, tokenizer = base_tokens(recipe, run, cache)
-    prompts = _prompts(recipe, run, corpus, tokenizer)
+    prompts = base_prompts(recipe, run, corpus, tokenizer)
     watch = prompts.pop(HELDOUT).tolist()
     windows = {int(n): ids for n, ids in prompts.items()}
     own = None
@@ -76,12 +72,7 @@ def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu"
             "bits_per_byte": round(bits, 4),
             "heldout_prompts": figures,
         },
-        "made": {
-            "date": datetime.date.today().isoformat(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "made": made(),
     }
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -132,7 +123,7 @@ def _tokenizer(recipe: Recipe, run: Path, corpus: _Corpus) -> PreTrainedTokenize
     return AutoTokenizer.from_pretrained(folder)
 
 
-def _prompts(recipe: Recipe, run: Path, corpus: _Corpus, tokenizer: Any) -> dict[str, Any]:
+def base_prompts(recipe: Recipe, run: Path, corpus: _Corpus, tokenizer: Any) -> dict[str, Any]:
     """Prompts to distil by their length; under HELDOUT those on which the build is watched."""
     path = run / "prompts.pt"
     state = load_state(path)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,9 @@ from space_core.errors import SpaceError
 from space_core.layout import Layout
 from space_core.metrics import tokens_per_call
 from space_core.model import Masks, SpaceModel
+
+Draw = Callable[[int, torch.Generator], Any]
+"""Batch number n, from random numbers that depend on n alone."""
 
 
 class TrainingError(SpaceError, RuntimeError):
@@ -76,22 +80,23 @@ class GatedMasks(nn.Module):
 
 def joint_losses(
     lm: Any,
-    trained: GatedMasks,
+    trained: GatedMasks | Masks,
     windows: Tensor,
     groups: int,
     random: torch.Generator,
     first: int = 0,
     plain: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """The plain loss of the real rows, and that of dense groups behind them, in one forward.
+) -> tuple[Tensor, Tensor, int]:
+    """The plain loss of the real rows, that of dense groups behind them, and how many targets these had.
 
     Here the base learns too: what its real rows offer to masks (their keys and values) is shaped by
     what the masks need.
 
     Args:
+        trained: embeddings of the masks, and their adapter; without one they go through the base's weights.
         windows: int64 [batch, length + 1].
         groups: of as many masks as `trained` has embeddings.
-        first: row behind which the first group may stand.
+        first: row behind which the first group may stand, and the first one with a plain loss.
         plain: whether the plain loss is wanted; else it is 0.
     """
     rows, length = windows.shape[0], windows.shape[1] - 1
@@ -102,7 +107,7 @@ def joint_losses(
     embed = lm.get_input_embeddings()
     masks = trained.embeddings[slots].expand(rows, -1, -1)
     sees = additive(layout.sees().to(windows.device), masks.dtype)
-    with trained.adapter.on(length):
+    with nullcontext() if trained.adapter is None else trained.adapter.on(length):
         hidden = lm.base_model(
             inputs_embeds=torch.cat([embed(windows[:, :-1]), masks], dim=1),
             attention_mask=sees[None, None],
@@ -112,11 +117,12 @@ def joint_losses(
     ahead = offsets[length:] + 1  # the mask at position t predicts the token behind it
     targets = windows[:, ahead.clamp(max=length)].masked_fill(ahead > length, -100)
     if plain:
-        targets = torch.cat([windows[:, 1:], targets], dim=1)
+        targets = torch.cat([windows[:, 1 + first :], targets], dim=1)
     logits = lm.get_output_embeddings()(hidden[:, -targets.shape[1] :]).flatten(0, 1).float()
     losses = nn.functional.cross_entropy(logits, targets.flatten(), reduction="none").view(rows, -1)
-    guesses = losses[:, -len(ahead) :].sum() / ((ahead <= length).sum() * rows)
-    return losses[:, :length].mean() if plain else guesses.new_zeros(()), guesses
+    counted = int((ahead <= length).sum()) * rows
+    guesses = losses[:, -len(ahead) :].sum() / counted
+    return losses[:, : length - first].mean() if plain else guesses.new_zeros(()), guesses, counted
 
 
 def train_masks(
@@ -147,16 +153,22 @@ def train_masks(
     if gated and start is not None:
         method.trained.load_state_dict(start)
 
+    return train(method, own_texts(batches, plan.batch), tokenizer, prompts, plan, out, seed)
+
+
+def own_texts(batches: list[tuple[int, Tensor]], rows: int) -> Draw:
+    """Draws batches of so many rows from the texts of `distill`: sequences and their prompts' length."""
+
     def draw(index: int, random: torch.Generator) -> tuple[Tensor, int]:
         length, sequences = batches[int(torch.randint(len(batches), (), generator=random))]
-        return sequences[torch.randperm(len(sequences), generator=random)[: plan.batch]], length
+        return sequences[torch.randperm(len(sequences), generator=random)[:rows]], length
 
-    return train(method, draw, tokenizer, prompts, plan, out, seed)
+    return draw
 
 
 def train(
     method: Method,
-    draw: Callable[[int, torch.Generator], Any],
+    draw: Draw,
     tokenizer: Any,
     prompts: list[list[int]],
     plan: MaskTraining,
@@ -374,12 +386,19 @@ class Paper:
             losses.append(
                 nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, prompt:].flatten()) * len(rows)
             )
-        for row in sequences[~plain]:
-            cut = int(torch.randint(prompt, len(row) - k, (), generator=random))
-            ids = torch.cat([row[:cut], row.new_full((k,), self.token_id)])
-            logits = self.lm(ids[None], use_cache=False).logits[0, prompt - 1 :]
-            losses.append(nn.functional.cross_entropy(logits, row[prompt : cut + k + 1]))
-            counted += k
+        rows = sequences[~plain]
+        if len(rows):
+            cuts = torch.stack([torch.randint(prompt, rows.shape[1] - k, (), generator=random) for _ in rows])
+            width, cuts = int(cuts.max()) + k, cuts.to(rows.device)[:, None]
+            place = torch.arange(width + 1, device=rows.device)
+            # What stands behind a row's own masks is seen by none of them.
+            ids = torch.where(place < cuts, rows[:, : width + 1], self.token_id)[:, :width]
+            known = (place <= cuts + k)[:, prompt:]
+            targets = rows[:, prompt : width + 1].masked_fill(~known, -100)
+            logits = self.lm(ids, use_cache=False).logits[:, prompt - 1 :]
+            each = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            losses.append((each.view_as(targets).sum(1) / known.sum(1)).sum())
+            counted += k * len(rows)
         return torch.stack(losses).sum() / len(sequences), counted
 
     def model(self, tokenizer: Any) -> SpaceModel:
@@ -387,3 +406,24 @@ class Paper:
 
     def restore(self) -> None:
         self.lm.train()
+
+
+class Dense(Paper):
+    """The paper's method with many groups behind each text in the place of one that cuts it.
+
+    All weights learn, and [M] is one token of the vocabulary whose rows go through the same weights as
+    all others: nothing of `gated` is in it but the groups. As in the paper's loss every target counts
+    the same, a real token's and a mask's; the text stays whole, so no sample is set aside for the plain
+    loss (`p_ar` does not apply).
+    """
+
+    def loss(self, batch: Any, random: torch.Generator) -> tuple[Tensor, int]:
+        """Mean loss of the real rows behind the prompt and of the masks. batch: as of `Paper`."""
+        sequences, prompt = batch
+        embeddings = self.lm.get_input_embeddings().weight
+        masks = Masks(self.plan.k, "paper", embeddings=embeddings[self.token_id].expand(self.plan.k, -1))
+        plain, guesses, counted = joint_losses(
+            self.lm, masks, sequences.to(embeddings.device), self.plan.groups, random, prompt - 1
+        )
+        real = len(sequences) * (sequences.shape[1] - prompt)
+        return (plain * real + guesses * counted) / (real + counted), counted

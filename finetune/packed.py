@@ -310,6 +310,10 @@ class PackedPaper(Paper):
                 piece = None if as_it_is else masked(sample, k, self.token_id, random)
                 counted += 0 if piece is None else k
                 pieces[-1].append(plain(sample) if piece is None else piece)
+        return self.learn(pieces, random), counted
+
+    def learn(self, pieces: Sequence[Sequence[Piece]], random: torch.Generator) -> Tensor:
+        """Mean loss of all targets of texts, row by row."""
         rows = pack_rows(pieces)
         sees, device = rows.sees(), self.lm.get_input_embeddings().weight.device
         rows = rows.to(device)
@@ -327,7 +331,7 @@ class PackedPaper(Paper):
                 logits = self.lm(**inputs).logits[wanted]
             else:
                 logits = self.head(self.base(**inputs).last_hidden_state[wanted])
-        return nn.functional.cross_entropy(logits.float(), rows.labels[wanted]), counted
+        return nn.functional.cross_entropy(logits.float(), rows.labels[wanted])
 
 
 def _layers(lm: nn.Module) -> list[nn.Module]:

@@ -121,11 +121,11 @@ def pretrain(
         else:
             random = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
             with autocast(batch.device, half):
-                loss, of_masks = joint_losses(model, masks, batch, plan.mask_groups, random)
+                loss, of_masks, _ = joint_losses(model, masks, batch, plan.mask_groups, random)
                 if own and plan.own_batch:
                     prompt, texts = own[step % len(own)]
                     texts = texts[torch.randperm(len(texts), generator=random)[: plan.own_batch]].to(device)
-                    _, copies = joint_losses(
+                    _, copies, _ = joint_losses(
                         model, masks, texts, plan.mask_groups, random, prompt - 1, plain=False
                     )
                     of_masks = (of_masks + copies) / 2

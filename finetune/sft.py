@@ -6,10 +6,8 @@ Every stage leaves its result in the run's folder and is skipped or resumed when
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
-import platform
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -17,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from finetune.card import sft_card
 from finetune.chat import Renderer, Sample, render_all
@@ -27,7 +24,7 @@ from finetune.evaluate import figures
 from finetune.masks import Method, train
 from finetune.packed import Batches, PackedGated, PackedPaper
 from finetune.recipe import Distill, MaskTraining
-from finetune.state import Log, replace_folder
+from finetune.state import Log, check_same, made, replace_folder, write_json
 from space_core import checkpoint
 from space_core.errors import CheckpointError, SettingError
 from space_core.model import SpaceModel
@@ -170,11 +167,11 @@ def sft(
         _check_push(options.base, push_to, whole)
     conversations, digest = read_data(options.data, options.split)
     mine = json.loads(json.dumps({**asdict(options), "data's SHA-256": digest}))
-    _check_same(run, mine)
+    check_same(run / RUN, mine)
     model, base, folder = open_base(options, device)
     dtype = _format(options.dtype, model.device)
     train_on, prompts, told = _samples(options, model, conversations, run)
-    _write_json(run / RUN, mine)
+    write_json(run / RUN, mine)
     if options.method == "gated" and options.distil:
         train_on = _own_words(options, model, train_on, run)
     length = _length(options, model)
@@ -209,12 +206,7 @@ def sft(
         "trained_parameters": sum(p.numel() for p in method.trained.parameters()),
         "training_data": {"source": _shown(options.data), "sha256": digest, "told": told},
         "evaluation": {"heldout_prompts": result},
-        "made": {
-            "date": datetime.date.today().isoformat(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "made": made(),
     }
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -415,29 +407,6 @@ def _check_push(base: str, repository: str, whole: bool) -> None:
         )
     if not get_token():
         raise SettingError("push_to_hub", "--push-to-hub needs a token: run `hf auth login`, or set HF_TOKEN")
-
-
-def _check_same(run: Path, mine: dict[str, Any]) -> None:
-    """Refuse to go on from another command's states."""
-    path = run / RUN
-    if not path.is_file():
-        return
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        theirs = {}
-    odd = [key for key in mine if theirs.get(key) != mine[key]]
-    if odd:
-        raise SettingError(
-            "run", f"{run} holds a run with another {odd[0]}: name another folder with --run, or delete it"
-        )
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".tmp")
-    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def _copy_base(folder: Path, part: Path) -> None:

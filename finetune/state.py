@@ -6,13 +6,18 @@ killed at any moment leaves the state before or the state after, never a part of
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import platform
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+
+from space_core.errors import SettingError
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -32,6 +37,48 @@ def load_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]
         return None
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     return state
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `path`, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".tmp")
+    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def check_same(path: Path, mine: dict[str, Any]) -> None:
+    """Refuse to go on from another command's states.
+
+    Args:
+        path: the options that the run in that folder began with, if one did.
+        mine: these options, as JSON would give them back.
+
+    Raises:
+        SettingError: naming the first that is another.
+    """
+    if not path.is_file():
+        return
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        theirs = {}
+    odd = [key for key in mine if theirs.get(key) != mine[key]]
+    if odd:
+        raise SettingError(
+            "run",
+            f"{path.parent} holds a run with another {odd[0]}: name another folder with --run, or delete it",
+        )
+
+
+def made() -> dict[str, str]:
+    """When and with which versions: an entry of a checkpoint's manifest."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def replace_folder(part: Path, out: Path) -> None:
