@@ -33,7 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         if options.command == "sft":
-            print(f"checkpoint: {_sft(options)}")
+            out = _sft(options)
+            if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+                print(f"checkpoint: {out}")
             return 0
         if options.command == "evaluate":
             print(json.dumps(_evaluate(options), indent=1))

@@ -31,6 +31,7 @@ from transformers import DynamicCache
 from finetune.evaluate import decode_prompts
 from finetune.optimizer import Optimizers, cosine, schedule
 from finetune.precision import autocast, bfloat16_is_faster
+from finetune.processes import ALONE, Team
 from finetune.recipe import MaskTraining
 from finetune.state import Log, load_state, save_state
 from space_core.adapter import GatedAdapter
@@ -58,10 +59,13 @@ class Method(Protocol):
     trained: nn.Module
 
     def loss(self, batch: Any, random: torch.Generator) -> tuple[Tensor, int]:
-        """Mean loss of a batch, and how many mask targets it had."""
+        """Mean loss of a batch, and how many mask targets it had.
 
-    def model(self, tokenizer: Any) -> SpaceModel:
-        """The model with its masks as they are now, for decoding."""
+        Where several processes train as one: this one's part of the mean, whose sum it is, and all targets.
+        """
+
+    def model(self, tokenizer: Any) -> SpaceModel | None:
+        """The model with its masks as they are now, for decoding; None where another process decodes."""
 
     def restore(self) -> None:
         """Back to training after decoding."""
@@ -175,7 +179,8 @@ def train(
     out: Path,
     seed: int,
     half: bool | None = None,
-) -> SpaceModel:
+    team: Team = ALONE,
+) -> SpaceModel | None:
     """The training loop: resumes to the bit, logs, measures by decoding, stops early.
 
     Args:
@@ -185,9 +190,11 @@ def train(
         plan: steps, rates, when to save and when to stop.
         out: states and log go here.
         half: multiply in bfloat16; None measures whether that is faster.
+        team: the processes that train as one; the method has to know it too.
 
     Returns:
-        The model with its trained masks; with `plan.patience`, those of the best evaluation.
+        The model with its trained masks; with `plan.patience`, those of the best evaluation. None in
+        processes that have no whole model.
 
     Raises:
         TrainingError: when the loss is no longer finite.
@@ -202,12 +209,14 @@ def train(
         half = bfloat16_is_faster(device)
     optimizers = Optimizers(method.trained, plan.muon_lr, plan.lr, half)
     if state is not None:
-        method.trained.load_state_dict(state["trained"])
-        optimizers.load_state_dict(state["optimizers"])
+        team.load(method.trained, state["trained"])
+        team.load_optimizers(optimizers, state["optimizers"])
         step, seconds, targets = state["step"], state["seconds"], state["targets"]
         best, since = state.get("best", best), state.get("since", since)
-    log = Log(out / "log.jsonl", f"masks-{plan.method}", step)
-    bar = tqdm(total=plan.steps, initial=step, desc=f"masks ({plan.method})", mininterval=2)
+    log = Log(out / "log.jsonl" if team.main else None, f"masks-{plan.method}", step)
+    bar = tqdm(
+        total=plan.steps, initial=step, desc=f"masks ({plan.method})", mininterval=2, disable=not team.main
+    )
 
     def factor() -> float:
         if plan.cosine:
@@ -215,10 +224,13 @@ def train(
         return schedule(step, plan.steps, plan.warmup, plan.decay or plan.steps)
 
     def measure() -> float:
+        rate = 0.0
         with torch.no_grad():
-            traces = decode_prompts(method.model(tokenizer), prompts, plan.k, plan.evaluate_tokens)
+            model = method.model(tokenizer)
+            if team.main and model is not None:
+                rate = tokens_per_call(decode_prompts(model, prompts, plan.k, plan.evaluate_tokens))
         method.restore()
-        rate = tokens_per_call(traces)
+        rate = float(team.from_main(rate))
         log.write(step, tokens_per_call=round(rate, 4), seconds=round(seconds, 1), mask_targets=targets)
         bar.set_postfix(tokens_per_call=f"{rate:.2f}")
         return rate
@@ -236,8 +248,9 @@ def train(
                 loss, counted = method.loss(batch, random)
             loss = loss / plan.accumulate
             loss.backward()
-            value += float(loss.detach())
+            value += float(team.sum(loss.detach()))
             targets += counted
+        team.sum_gradients(method.trained.parameters())
         optimizers.step(factor())
         if not math.isfinite(value):
             raise TrainingError(f"mask training diverged at step {step}: the loss is {value}")
@@ -252,32 +265,42 @@ def train(
                 since = 0 if rate > best else since + 1
                 if rate > best:
                     best = rate
-                    save_state(best_path, {"trained": method.trained.state_dict(), "step": step})
+                    trained = team.whole(method.trained.state_dict())
+                    if team.main:
+                        save_state(best_path, {"trained": trained, "step": step})
                 tired = since >= plan.patience
         if step % plan.save_every == 0 or step == plan.steps or tired:
             state = {
-                "trained": method.trained.state_dict(),
-                "optimizers": optimizers.state_dict(),
+                "trained": team.whole(method.trained.state_dict()),
+                "optimizers": team.whole(optimizers.state_dict()),
                 "step": step,
                 "half": half,
                 "seconds": seconds,
                 "targets": targets,
             }
-            save_state(path, {**state, "best": best, "since": since} if plan.patience else state)
+            if team.main:
+                save_state(path, {**state, "best": best, "since": since} if plan.patience else state)
     bar.close()
+    team.wait()  # for what the main process writes
     if plan.patience:
         state = load_state(best_path)
         if state is not None:
-            method.trained.load_state_dict(state["trained"])
+            team.load(method.trained, state["trained"])
             if step < plan.steps:
                 log.write(step, stopped_early=True, best_step=state["step"])
     return method.model(tokenizer)
 
 
 def guess_loss(
-    logits: Tensor, own: Tensor, text: Tensor, first: Tensor, known: Tensor, plan: MaskTraining
+    logits: Tensor,
+    own: Tensor,
+    text: Tensor,
+    first: Tensor,
+    known: Tensor,
+    plan: MaskTraining,
+    team: Team = ALONE,
 ) -> Tensor:
-    """Mean loss of the masks of dense groups.
+    """Mean loss of the masks of dense groups; of several processes, this one's part of it.
 
     Args:
         logits: of the masks, group by group. float [batch, groups · k, V]
@@ -303,7 +326,7 @@ def guess_loss(
         right = (logits.detach().argmax(-1) == wanted).view(batch, -1, plan.k).float()
         alive = torch.cat([torch.ones_like(right[..., :1]), right.cumprod(-1)[..., :-1]], -1)
         weights = weights * (plan.until_fail + (1 - plan.until_fail) * alive.flatten(1))
-    return (loss * weights).sum() / weights.sum().clamp_min(1e-6)
+    return (loss * weights).sum() / team.sum(weights.sum()).clamp_min(1e-6)
 
 
 class Gated:

@@ -21,8 +21,9 @@ from finetune.chat import Renderer, Sample, render_all
 from finetune.data import Conversation, DataError, read_data
 from finetune.distill import continuations
 from finetune.evaluate import figures
-from finetune.masks import Method, train
+from finetune.masks import train
 from finetune.packed import Batches, PackedGated, PackedPaper
+from finetune.processes import Team, launched
 from finetune.recipe import Distill, MaskTraining
 from finetune.state import Log, check_same, made, replace_folder, write_json
 from space_core import checkpoint
@@ -162,6 +163,8 @@ def sft(
         SpaceError: with one sentence, for data, bases and settings that do not serve.
     """
     _check_out(out)
+    team = launched(device)
+    device = team.device(device)
     whole = merge_base or options.method == "paper"
     if push_to is not None:
         _check_push(options.base, push_to, whole)
@@ -170,19 +173,23 @@ def sft(
     check_same(run / RUN, mine)
     model, base, folder = open_base(options, device)
     dtype = _format(options.dtype, model.device)
-    train_on, prompts, told = _samples(options, model, conversations, run)
-    write_json(run / RUN, mine)
+    train_on, prompts, told = _samples(options, model, conversations, run, team)
+    if team.main:
+        write_json(run / RUN, mine)
     if options.method == "gated" and options.distil:
-        train_on = _own_words(options, model, train_on, run)
+        train_on = _own_words(options, model, train_on, run, team)
     length = _length(options, model)
     batches = Batches(train_on, length, options.batch, options.seed, options.pack)
     plan = _plan(options, model, batches)
     torch.manual_seed(options.seed)  # of [M]'s first embedding
-    method: Method
+    method: PackedGated | PackedPaper
     if options.method == "gated":
-        method = PackedGated(model.lm, plan, options.seed, options.checkpointing)
+        method = PackedGated(model.lm, plan, options.seed, options.checkpointing, team)
     else:
-        method = PackedPaper(model.lm, plan, options.checkpointing)
+        method = PackedPaper(model.lm, plan, options.checkpointing, team)
+    if team.main and team.size > 1:
+        held = round(team.held(method.lm), 4)
+        Log(run / "log.jsonl", "processes", -1).write(0, processes=team.size, share_of_base_held=held)
     trained = train(
         method,
         lambda index, random: batches.batch(index),
@@ -192,7 +199,11 @@ def sft(
         run,
         options.seed,
         half=dtype == torch.bfloat16,
+        team=team,
     )
+    if not team.main or trained is None:
+        team.wait()
+        return out
     if options.method == "paper":
         trained.lm.to(dtype)
         trained = SpaceModel(trained.lm, trained.tokenizer, trained.masks)
@@ -217,6 +228,7 @@ def sft(
     manifest = json.loads((part / checkpoint.MANIFEST).read_text(encoding="utf-8"))
     (part / "README.md").write_text(sft_card(manifest, whole), encoding="utf-8")
     replace_folder(part, out)
+    team.wait()
     if push_to is not None:
         push(out, push_to)
     return out
@@ -288,7 +300,7 @@ def target_modules(lm: Any) -> tuple[str, ...]:
 
 
 def _samples(
-    options: Sft, model: SpaceModel, conversations: list[Conversation], run: Path
+    options: Sft, model: SpaceModel, conversations: list[Conversation], run: Path, team: Team
 ) -> tuple[list[Sample], list[list[int]], str]:
     """What to train on, the prompts that are held out, and a sentence on what became of the data."""
     length = _length(options, model)
@@ -317,12 +329,13 @@ def _samples(
             f"{options.data}: {len(samples)} samples and {len(prompts)} held-out prompts are left "
             f"({renderer.counts}): more, other or shorter data is needed, or a larger --max-length"
         )
-    print(f"data: {told}", file=sys.stderr)
-    Log(run / "log.jsonl", "data", -1).write(0, **asdict(renderer.counts), heldout=len(prompts))
+    if team.main:
+        print(f"data: {told}", file=sys.stderr)
+        Log(run / "log.jsonl", "data", -1).write(0, **asdict(renderer.counts), heldout=len(prompts))
     return samples, prompts, told
 
 
-def _own_words(options: Sft, model: SpaceModel, samples: list[Sample], run: Path) -> list[Sample]:
+def _own_words(options: Sft, model: SpaceModel, samples: list[Sample], run: Path, team: Team) -> list[Sample]:
     """The data's prompts with what the model itself writes behind them."""
     length = _length(options, model)
     unique = {tuple(p.tolist()): p for sample in samples for p in sample.prompts}
@@ -337,15 +350,16 @@ def _own_words(options: Sft, model: SpaceModel, samples: list[Sample], run: Path
         sampled_share=options.sampled_share,
         temperature=options.temperature,
     )
-    written = continuations(model.lm, chosen, plan, model.eos_ids, length, run, options.seed)
+    written = continuations(model.lm, chosen, plan, model.eos_ids, length, run, options.seed, team)
     found = []
     for prompt, text in written:
         learn = torch.arange(len(prompt) + len(text)) >= len(prompt)
         found.append(Sample(torch.cat([prompt, text]), learn, (prompt,)))
     found = [sample for sample in found if int(sample.learn.sum()) > 1]
     tokens = sum(int(sample.learn.sum()) for sample in found)
-    print(f"distil: {tokens} tokens in {len(found)} of {len(chosen)} continuations", file=sys.stderr)
-    Log(run / "log.jsonl", "distil", -1).write(0, prompts=len(chosen), kept=len(found), tokens=tokens)
+    if team.main:
+        print(f"distil: {tokens} tokens in {len(found)} of {len(chosen)} continuations", file=sys.stderr)
+        Log(run / "log.jsonl", "distil", -1).write(0, prompts=len(chosen), kept=len(found), tokens=tokens)
     if not found:
         raise DataError(
             f"none of the model's own {len(chosen)} continuations can be learnt from (they end at once): "

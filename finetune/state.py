@@ -93,10 +93,15 @@ def replace_folder(part: Path, out: Path) -> None:
 
 
 class Log:
-    """Training log, JSON lines; a resumed run drops the lines behind the step it resumes from."""
+    """Training log, JSON lines; a resumed run drops the lines behind the step it resumes from.
 
-    def __init__(self, path: Path, stage: str, step: int) -> None:
+    Without a path nothing is written: another process does.
+    """
+
+    def __init__(self, path: Path | None, stage: str, step: int) -> None:
         self._path, self._stage = path, stage
+        if path is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [
             line
@@ -108,6 +113,8 @@ class Log:
         os.replace(temporary, path)
 
     def write(self, step: int, **values: Any) -> None:
+        if self._path is None:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
 

@@ -139,10 +139,11 @@ def markdown(result: Result) -> str:
         ]
         for line in result.lines
     ]
-    seeds = sorted({line.seeds for line in result.lines})
-    shown = "–".join(map(str, dict.fromkeys(seeds[:1] + seeds[-1:]))) or "no"
+    counts = sorted({line.seeds for line in result.lines})
+    seeds = "–".join(map(str, dict.fromkeys(counts[:1] + counts[-1:]))) or "no"
+    seeds += " seed" if counts[-1:] == [1] else " seeds"
     what = (
-        f"{result.seconds:g} seconds of training for each variant, {shown} seeds, recipe {result.recipe}, "
+        f"{result.seconds:g} seconds of training for each variant, {seeds}, recipe {result.recipe}, "
         f"full grid, k = {result.k}, {_count(result.prompts, 'prompt')}, {result.new_tokens} tokens"
     )
     if result.diverged:
