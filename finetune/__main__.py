@@ -53,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
             for row in compare_optimizers(recipe, run, options.cache, options.steps):
                 print(json.dumps(row))
             return 0
-        out = run_build(recipe, run, options.cache, options.out or run / "checkpoint", options.device)
+        out = run_build(
+            recipe, run, options.cache, options.out or run / "checkpoint", options.device, options.track
+        )
     except (RecipeError, CorpusError, SpaceError) as error:
         print(f"finetune: {error}", file=sys.stderr)
         return 2
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--cache", type=Path, default=Path("cache"), help="downloaded packages")
     build.add_argument("--out", type=Path, help="the checkpoint (default RUN/checkpoint)")
     build.add_argument("--device", default="cpu")
+    _add_track(build)
     _add_sft(commands.add_parser("sft", help="masks for a model of yours, from conversations"))
     check = commands.add_parser("evaluate", help="tokens per call and readability on prompts of your own")
     check.add_argument("--model", required=True, help="checkpoint folder or hub id")
@@ -107,6 +110,7 @@ def _add_sft(command: argparse.ArgumentParser) -> None:
     needed.add_argument("--merge-base", action="store_true", help="copy the base's weights into OUT")
     needed.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload OUT")
     needed.add_argument("--revision", help="of the base on the hub")
+    _add_track(needed)
     needed.add_argument("--split", help="of a data set of the hub (default train)")
     masks = command.add_argument_group("masks")
     for name, kind, says in (
@@ -195,6 +199,12 @@ def _add_cost(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu")
 
 
+def _add_track(command: Any) -> None:
+    command.add_argument(
+        "--track", type=_names, default=(), metavar="NAMES", help="tensorboard, wandb, …: hear the log too"
+    )
+
+
 def _rates(text: str) -> tuple[float, ...]:
     return tuple(float(rate) for rate in _names(text))
 
@@ -225,6 +235,7 @@ def _sft(options: argparse.Namespace) -> Path:
         options.device,
         merge_base=options.merge_base,
         push_to=options.push_to_hub,
+        track=options.track,
     )
 
 

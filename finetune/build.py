@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from finetune.pretrain import heldout_batches, heldout_loss, new_base, pretrain
 from finetune.recipe import Recipe
 from finetune.state import load_state, made, replace_folder, save_state
 from finetune.tokenizer import train_tokenizer
+from finetune.track import Trackers
 from space_core.checkpoint import MANIFEST, save
 
 HELDOUT = "heldout"
@@ -33,14 +35,23 @@ COMPLETIONS = 10
 """Completions that the model card quotes: of the first prompts, whatever they are."""
 
 
-def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu") -> Path:
+def build(
+    recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu", track: Sequence[str] = ()
+) -> Path:
     """Build the checkpoint of a recipe in the folder `out`; returns `out`.
 
     Args:
         run: states, tokens and log of this build; a killed build resumes from it.
         cache: downloaded packages, shared by all builds.
         out: the checkpoint; replaced when it holds one.
+        track: accelerate's trackers that hear what is logged.
+
+    Raises:
+        SettingError: for a tracker that is not to be had.
     """
+    trackers = Trackers(
+        track, run, {"recipe": recipe.name, **asdict(recipe.pretrain), **asdict(recipe.masks)}
+    )
     corpus, meta, tokenizer = base_tokens(recipe, run, cache)
     prompts = base_prompts(recipe, run, corpus, tokenizer)
     watch = prompts.pop(HELDOUT).tolist()
@@ -49,14 +60,14 @@ def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu"
     if recipe.base.start and recipe.pretrain.own_batch:
         first = new_base(recipe.base, meta["vocab_size"], meta["eos_token_id"], recipe.seed).to(device).eval()
         own = distill(first, windows, recipe.distill, run / "start", recipe.seed)
-    lm = pretrain(recipe, run / "tokens", run, meta, device, own)
+    lm = pretrain(recipe, run / "tokens", run, meta, device, own, trackers)
     loss = heldout_loss(lm, heldout_batches(run / "tokens" / "heldout.bin", recipe.pretrain.seq_len))
     heldout = meta["heldout"]
     bits = loss / 0.6931471805599453 * heldout["tokens"] / heldout["text_bytes"]
 
     batches = distill(lm, windows, recipe.distill, run, recipe.seed)
     start = (load_state(run / "pretrain.pt") or {}).get("masks")
-    model = train_masks(lm, tokenizer, batches, watch, recipe.masks, run, recipe.seed, start)
+    model = train_masks(lm, tokenizer, batches, watch, recipe.masks, run, recipe.seed, start, trackers)
 
     model.name = recipe.name
     texts = [tokenizer.decode(ids) for ids in watch]
@@ -81,6 +92,7 @@ def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu"
     card = model_card(json.loads((part / MANIFEST).read_text()), completions(model, watch[:COMPLETIONS]))
     (part / "README.md").write_text(card, encoding="utf-8")
     replace_folder(part, out)
+    trackers.finish()
     return out
 
 

@@ -33,7 +33,7 @@ from finetune.optimizer import Optimizers, cosine, schedule
 from finetune.precision import autocast, bfloat16_is_faster
 from finetune.processes import ALONE, Team
 from finetune.recipe import MaskTraining
-from finetune.state import Log, load_state, save_state
+from finetune.state import Log, Tell, load_state, save_state
 from space_core.adapter import GatedAdapter
 from space_core.cache import additive
 from space_core.errors import SpaceError
@@ -138,6 +138,7 @@ def train_masks(
     out: Path,
     seed: int,
     start: dict[str, Tensor] | None = None,
+    tell: Tell | None = None,
 ) -> SpaceModel:
     """Train masks for a base, resuming from what `out` holds.
 
@@ -148,6 +149,7 @@ def train_masks(
         plan: method, steps, rates.
         out: states and log go here.
         start: state of `GatedMasks` to begin from, for `gated`.
+        tell: hears what is logged.
 
     Returns:
         The model with its trained masks.
@@ -157,7 +159,7 @@ def train_masks(
     if gated and start is not None:
         method.trained.load_state_dict(start)
 
-    return train(method, own_texts(batches, plan.batch), tokenizer, prompts, plan, out, seed)
+    return train(method, own_texts(batches, plan.batch), tokenizer, prompts, plan, out, seed, tell=tell)
 
 
 def own_texts(batches: list[tuple[int, Tensor]], rows: int) -> Draw:
@@ -180,6 +182,7 @@ def train(
     seed: int,
     half: bool | None = None,
     team: Team = ALONE,
+    tell: Tell | None = None,
 ) -> SpaceModel | None:
     """The training loop: resumes to the bit, logs, measures by decoding, stops early.
 
@@ -191,6 +194,7 @@ def train(
         out: states and log go here.
         half: multiply in bfloat16; None measures whether that is faster.
         team: the processes that train as one; the method has to know it too.
+        tell: hears what is logged.
 
     Returns:
         The model with its trained masks; with `plan.patience`, those of the best evaluation. None in
@@ -213,7 +217,7 @@ def train(
         team.load_optimizers(optimizers, state["optimizers"])
         step, seconds, targets = state["step"], state["seconds"], state["targets"]
         best, since = state.get("best", best), state.get("since", since)
-    log = Log(out / "log.jsonl" if team.main else None, f"masks-{plan.method}", step)
+    log = Log(out / "log.jsonl" if team.main else None, f"masks-{plan.method}", step, tell)
     bar = tqdm(
         total=plan.steps, initial=step, desc=f"masks ({plan.method})", mininterval=2, disable=not team.main
     )

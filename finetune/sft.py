@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from finetune.packed import Batches, PackedGated, PackedPaper
 from finetune.processes import Team, launched
 from finetune.recipe import Distill, MaskTraining
 from finetune.state import Log, check_same, made, replace_folder, write_json
+from finetune.track import Trackers
 from space_core import checkpoint
 from space_core.errors import CheckpointError, SettingError
 from space_core.model import SpaceModel
@@ -149,6 +151,7 @@ def sft(
     *,
     merge_base: bool = False,
     push_to: str | None = None,
+    track: Sequence[str] = (),
 ) -> Path:
     """Fine-tune a model of transformers for SPACE; returns `out`.
 
@@ -157,6 +160,7 @@ def sft(
         out: the checkpoint; replaced when it holds one.
         merge_base: put a copy of the base's files beside the gated parts, so that the folder needs no
             other. The paper's method always writes a whole model.
+        track: accelerate's trackers that hear what is logged.
         push_to: id of a model repository on the hub to upload the checkpoint to.
 
     Raises:
@@ -171,6 +175,7 @@ def sft(
     conversations, digest = read_data(options.data, options.split)
     mine = json.loads(json.dumps({**asdict(options), "data's SHA-256": digest}))
     check_same(run / RUN, mine)
+    trackers = Trackers(track if team.main else (), run, asdict(options))
     model, base, folder = open_base(options, device)
     dtype = _format(options.dtype, model.device)
     train_on, prompts, told = _samples(options, model, conversations, run, team)
@@ -200,6 +205,7 @@ def sft(
         options.seed,
         half=dtype == torch.bfloat16,
         team=team,
+        tell=trackers,
     )
     if not team.main or trained is None:
         team.wait()
@@ -228,6 +234,7 @@ def sft(
     manifest = json.loads((part / checkpoint.MANIFEST).read_text(encoding="utf-8"))
     (part / "README.md").write_text(sft_card(manifest, whole), encoding="utf-8")
     replace_folder(part, out)
+    trackers.finish()
     team.wait()
     if push_to is not None:
         push(out, push_to)

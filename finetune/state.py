@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +93,18 @@ def replace_folder(part: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+Tell = Callable[[str, int, dict[str, Any]], None]
+"""Hears of an entry of the log: stage, step and values."""
+
+
 class Log:
     """Training log, JSON lines; a resumed run drops the lines behind the step it resumes from.
 
-    Without a path nothing is written: another process does.
+    Without a path nothing is written: another process does. `tell` hears of each entry too.
     """
 
-    def __init__(self, path: Path | None, stage: str, step: int) -> None:
-        self._path, self._stage = path, stage
+    def __init__(self, path: Path | None, stage: str, step: int, tell: Tell | None = None) -> None:
+        self._path, self._stage, self._tell = path, stage, tell
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +122,8 @@ class Log:
             return
         with self._path.open("a") as file:
             file.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
+        if self._tell is not None:
+            self._tell(self._stage, step, values)
 
 
 def _behind(line: str, stage: str, step: int) -> bool:
