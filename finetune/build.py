@@ -49,9 +49,8 @@ def build(
     Raises:
         SettingError: for a tracker that is not to be had.
     """
-    trackers = Trackers(
-        track, run, {"recipe": recipe.name, **asdict(recipe.pretrain), **asdict(recipe.masks)}
-    )
+    options = {f"{part}.{k}": v for part in ("pretrain", "masks") for k, v in asdict(recipe)[part].items()}
+    trackers = Trackers(track, run, {"recipe": recipe.name, **options})
     corpus, meta, tokenizer = base_tokens(recipe, run, cache)
     prompts = base_prompts(recipe, run, corpus, tokenizer)
     watch = prompts.pop(HELDOUT).tolist()

@@ -41,7 +41,7 @@ def launch(options: list[str], *command: str) -> None:
     assert done.stdout.count("checkpoint: ") == 1
 
 
-PLAIN = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+PLAIN = ["--config_file", str(CONFIGS / "several.yaml")]
 FSDP = ["--config_file", str(CONFIGS / "fsdp.yaml")]
 
 
@@ -92,12 +92,12 @@ def test_fsdp_goes_on_where_one_process_was_killed(home, tmp_path, monkeypatch):
     assert load_state(tmp_path / "two-run" / "masks-paper.pt")["step"] == 3
     launch(FSDP, *arguments(home, "Llama", tmp_path / "two", *more))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert largest_difference(one, two) < 1e-3
+    assert largest_difference(one, two) < 1e-4
     assert rows_of(tmp_path / "one-run", "masks-paper") == rows_of(tmp_path / "two-run", "masks-paper")
     states = [load_state(tmp_path / f"{name}-run" / "masks-paper.pt") for name in ("one", "two")]
-    assert states[1]["step"] == 9 and largest_difference(*(state["trained"] for state in states)) < 1e-3
+    assert states[1]["step"] == 9 and largest_difference(*(state["trained"] for state in states)) < 1e-4
     for left, right in zip(*(state["optimizers"][0]["state"].values() for state in states), strict=True):
-        assert left["step"] == right["step"] == 9 and largest_difference(left, right) < 1e-3
+        assert left["step"] == right["step"] == 9 and largest_difference(left, right) < 1e-4
     (row,) = rows_of(tmp_path / "two-run", "processes")
     assert row["processes"] == 2 and 0.4 < row["share_of_base_held"] < 0.6
     assert space_core.load(tmp_path / "two").mask_token_id is not None
@@ -123,7 +123,7 @@ def test_two_processes_train_the_papers_method(home, tmp_path):  # noqa: F811
     assert main(arguments(home, "Llama", tmp_path / "one", *more)) == 0
     launch(PLAIN, *arguments(home, "Llama", tmp_path / "two", *more))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert largest_difference(one, two) < 1e-3
+    assert largest_difference(one, two) < 1e-4
 
 
 def test_launches_that_cannot_train_are_one_line(monkeypatch):
