@@ -1,4 +1,4 @@
-"""The command line: `python -m finetune build …`, `sft …`, `evaluate …` and `optimizers …`.
+"""The command line: `python -m finetune build …`, `sft`, `evaluate`, `ablate`, `cost` and `optimizers`.
 
 Exit code 0 on success, 2 on bad input with one clear line on stderr.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,10 +33,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         if options.command == "sft":
-            print(f"checkpoint: {_sft(options)}")
+            out = _sft(options)
+            if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+                print(f"checkpoint: {out}")
             return 0
         if options.command == "evaluate":
             print(json.dumps(_evaluate(options), indent=1))
+            return 0
+        if options.command in ("ablate", "cost"):
+            typed = shlex.join(sys.argv[1:] if arguments is None else arguments)
+            path = (_ablate if options.command == "ablate" else _cost)(options, f"python -m finetune {typed}")
+            print(f"result: {path}")
             return 0
         recipe = load_recipe(options.recipe)
         run = options.run or Path("runs") / recipe.name
@@ -45,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
             for row in compare_optimizers(recipe, run, options.cache, options.steps):
                 print(json.dumps(row))
             return 0
-        out = run_build(recipe, run, options.cache, options.out or run / "checkpoint", options.device)
+        out = run_build(
+            recipe, run, options.cache, options.out or run / "checkpoint", options.device, options.track
+        )
     except (RecipeError, CorpusError, SpaceError) as error:
         print(f"finetune: {error}", file=sys.stderr)
         return 2
@@ -65,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--cache", type=Path, default=Path("cache"), help="downloaded packages")
     build.add_argument("--out", type=Path, help="the checkpoint (default RUN/checkpoint)")
     build.add_argument("--device", default="cpu")
+    _add_track(build)
     _add_sft(commands.add_parser("sft", help="masks for a model of yours, from conversations"))
     check = commands.add_parser("evaluate", help="tokens per call and readability on prompts of your own")
     check.add_argument("--model", required=True, help="checkpoint folder or hub id")
@@ -75,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--limit", type=int, help="only the first LIMIT prompts")
     check.add_argument("--dtype", default="float32")
     check.add_argument("--device", default="cpu")
+    _add_ablate(commands.add_parser("ablate", help="what each step from the paper's method to ours is worth"))
+    _add_cost(
+        commands.add_parser("cost", help="seconds for a mask's target, dense groups against one a sample")
+    )
     rivals = commands.add_parser("optimizers", help="train the base under several optimizers, and compare")
     rivals.add_argument("--recipe", required=True)
     rivals.add_argument("--run", type=Path, help="tokens (default runs/RECIPE)")
@@ -95,6 +110,7 @@ def _add_sft(command: argparse.ArgumentParser) -> None:
     needed.add_argument("--merge-base", action="store_true", help="copy the base's weights into OUT")
     needed.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload OUT")
     needed.add_argument("--revision", help="of the base on the hub")
+    _add_track(needed)
     needed.add_argument("--split", help="of a data set of the hub (default train)")
     masks = command.add_argument_group("masks")
     for name, kind, says in (
@@ -140,19 +156,77 @@ def _add_sft(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_ablate(command: argparse.ArgumentParser) -> None:
+    """Options of `ablate`; those without a default here have the one of `finetune.ablate.Ablation`."""
+    command.add_argument("--recipe", default="python-mini", help="corpus, groups, batches, held-out prompts")
+    command.add_argument(
+        "--base",
+        metavar="DIR_OR_HUB_ID",
+        help="checkpoint or a build's run (default: the bundled one's base)",
+    )
+    command.add_argument("--run", type=Path, help="tokens and prompts (default runs/RECIPE, or the base's)")
+    command.add_argument("--cache", type=Path, default=Path("cache"), help="downloaded packages")
+    command.add_argument(
+        "--out", type=Path, help="what was finished, and the result (default runs/ablate-RECIPE)"
+    )
+    command.add_argument("--json", type=Path, metavar="OUT", help="write the result there too")
+    command.add_argument("--seconds", type=float, help="of training for each variant, rate and seed (60)")
+    command.add_argument("--seeds", type=int, help="how many (3)")
+    command.add_argument("--variants", type=_names, help="with commas (all)")
+    command.add_argument(
+        "--whole-lr", dest="whole_rates", type=_rates, help="rates to try on all weights (3e-4,1e-3)"
+    )
+    command.add_argument("--gated-lr", dest="gated_rates", type=_rates, help="and on the adapter (2e-3,5e-3)")
+    command.add_argument("--prompts", type=int, help="most that the base continues (the recipe's)")
+    command.add_argument("--device", default="cpu")
+
+
+def _add_cost(command: argparse.ArgumentParser) -> None:
+    """Options of `cost`; those without a default here have the one of `finetune.cost.Cost`."""
+    command.add_argument(
+        "--base", metavar="DIR_OR_HUB_ID", help="checkpoint (default: the bundled one's base)"
+    )
+    command.add_argument("--json", type=Path, metavar="OUT", required=True, help="write the result there")
+    for name, says in (
+        ("k", "masks of a group (5)"),
+        ("rank", "of the adapter (32)"),
+        ("groups", "dense groups behind each text (24)"),
+        ("batch", "texts of a batch (12)"),
+        ("length", "tokens of a text (256)"),
+        ("repetitions", "of each way, in turns (5)"),
+    ):
+        command.add_argument(f"--{name}", type=int, help=says)
+    command.add_argument("--device", default="cpu")
+
+
+def _add_track(command: Any) -> None:
+    command.add_argument(
+        "--track", type=_names, default=(), metavar="NAMES", help="tensorboard, wandb, …: hear the log too"
+    )
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    return tuple(float(rate) for rate in _names(text))
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _hush() -> None:
+    """transformers tells of its own only what went wrong."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _sft(options: argparse.Namespace) -> Path:
     from dataclasses import fields
 
-    from transformers.utils import logging
-
     from finetune.sft import Sft, sft
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    _hush()
     given = {field.name: getattr(options, field.name) for field in fields(Sft)}
     return sft(
         Sft(**{name: value for name, value in given.items() if value is not None}),
@@ -161,7 +235,47 @@ def _sft(options: argparse.Namespace) -> Path:
         options.device,
         merge_base=options.merge_base,
         push_to=options.push_to_hub,
+        track=options.track,
     )
+
+
+def _ablate(options: argparse.Namespace, command: str) -> Path:
+    import shutil
+    from dataclasses import fields
+
+    from finetune.ablate import RESULT, Ablation, ablate
+    from finetune.recipe import load_recipe
+    from space_core.bench import check_output
+    from space_core.bundled import default_checkpoint
+
+    _hush()
+    recipe = load_recipe(options.recipe)
+    base = options.base or str(default_checkpoint())
+    given = {f.name: getattr(options, f.name) for f in fields(Ablation) if f.name not in ("recipe", "base")}
+    plan = Ablation(recipe, base, **{name: value for name, value in given.items() if value is not None})
+    if options.json:
+        check_output(options.json)
+    of_base = Path(base) if (Path(base) / "pretrain.pt").is_file() else Path("runs") / recipe.name
+    out: Path = options.out or Path("runs") / f"ablate-{recipe.name}"
+    ablate(plan, options.run or of_base, options.cache, out, options.device, command)
+    return Path(shutil.copy(out / RESULT, options.json)) if options.json else out / RESULT
+
+
+def _cost(options: argparse.Namespace, command: str) -> Path:
+    from dataclasses import fields
+
+    from finetune.cost import Cost, measure
+    from space_core.bench import check_output, write
+    from space_core.bundled import default_checkpoint
+
+    _hush()
+    path: Path = options.json
+    check_output(path)
+    given = {field.name: getattr(options, field.name) for field in fields(Cost)}
+    given["base"] = options.base or str(default_checkpoint())
+    plan = Cost(**{name: value for name, value in given.items() if value is not None})
+    write(path, measure(plan, options.device, command))
+    return path
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:

@@ -7,17 +7,14 @@ as they were trained.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from finetune.card import completions, model_card
@@ -28,8 +25,9 @@ from finetune.masks import train_masks
 from finetune.pack import pack, prompt_windows, read_meta
 from finetune.pretrain import heldout_batches, heldout_loss, new_base, pretrain
 from finetune.recipe import Recipe
-from finetune.state import load_state, replace_folder, save_state
+from finetune.state import load_state, made, replace_folder, save_state
 from finetune.tokenizer import train_tokenizer
+from finetune.track import Trackers
 from space_core.checkpoint import MANIFEST, save
 
 HELDOUT = "heldout"
@@ -37,30 +35,38 @@ COMPLETIONS = 10
 """Completions that the model card quotes: of the first prompts, whatever they are."""
 
 
-def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu") -> Path:
+def build(
+    recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu", track: Sequence[str] = ()
+) -> Path:
     """Build the checkpoint of a recipe in the folder `out`; returns `out`.
 
     Args:
         run: states, tokens and log of this build; a killed build resumes from it.
         cache: downloaded packages, shared by all builds.
         out: the checkpoint; replaced when it holds one.
+        track: accelerate's trackers that hear what is logged.
+
+    Raises:
+        SettingError: for a tracker that is not to be had.
     """
+    options = {f"{part}.{k}": v for part in ("pretrain", "masks") for k, v in asdict(recipe)[part].items()}
+    trackers = Trackers(track, run, {"recipe": recipe.name, **options})
     corpus, meta, tokenizer = base_tokens(recipe, run, cache)
-    prompts = _prompts(recipe, run, corpus, tokenizer)
+    prompts = base_prompts(recipe, run, corpus, tokenizer)
     watch = prompts.pop(HELDOUT).tolist()
     windows = {int(n): ids for n, ids in prompts.items()}
     own = None
     if recipe.base.start and recipe.pretrain.own_batch:
         first = new_base(recipe.base, meta["vocab_size"], meta["eos_token_id"], recipe.seed).to(device).eval()
         own = distill(first, windows, recipe.distill, run / "start", recipe.seed)
-    lm = pretrain(recipe, run / "tokens", run, meta, device, own)
+    lm = pretrain(recipe, run / "tokens", run, meta, device, own, trackers)
     loss = heldout_loss(lm, heldout_batches(run / "tokens" / "heldout.bin", recipe.pretrain.seq_len))
     heldout = meta["heldout"]
     bits = loss / 0.6931471805599453 * heldout["tokens"] / heldout["text_bytes"]
 
     batches = distill(lm, windows, recipe.distill, run, recipe.seed)
     start = (load_state(run / "pretrain.pt") or {}).get("masks")
-    model = train_masks(lm, tokenizer, batches, watch, recipe.masks, run, recipe.seed, start)
+    model = train_masks(lm, tokenizer, batches, watch, recipe.masks, run, recipe.seed, start, trackers)
 
     model.name = recipe.name
     texts = [tokenizer.decode(ids) for ids in watch]
@@ -76,12 +82,7 @@ def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu"
             "bits_per_byte": round(bits, 4),
             "heldout_prompts": figures,
         },
-        "made": {
-            "date": datetime.date.today().isoformat(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "made": made(),
     }
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -90,6 +91,7 @@ def build(recipe: Recipe, run: Path, cache: Path, out: Path, device: str = "cpu"
     card = model_card(json.loads((part / MANIFEST).read_text()), completions(model, watch[:COMPLETIONS]))
     (part / "README.md").write_text(card, encoding="utf-8")
     replace_folder(part, out)
+    trackers.finish()
     return out
 
 
@@ -132,7 +134,7 @@ def _tokenizer(recipe: Recipe, run: Path, corpus: _Corpus) -> PreTrainedTokenize
     return AutoTokenizer.from_pretrained(folder)
 
 
-def _prompts(recipe: Recipe, run: Path, corpus: _Corpus, tokenizer: Any) -> dict[str, Any]:
+def base_prompts(recipe: Recipe, run: Path, corpus: _Corpus, tokenizer: Any) -> dict[str, Any]:
     """Prompts to distil by their length; under HELDOUT those on which the build is watched."""
     path = run / "prompts.pt"
     state = load_state(path)

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from finetune.processes import ALONE, Team
 from finetune.recipe import Distill
 from finetune.state import load_state, save_state
 from space_core.metrics import is_loop
@@ -75,8 +76,11 @@ def continuations(
     max_length: int,
     out: Path,
     seed: int,
+    team: Team = ALONE,
 ) -> list[tuple[Tensor, Tensor]]:
     """What the model writes behind prompts of any lengths, resuming from what `out` holds.
+
+    Several processes take turns at the batches, each of which is what a single process writes.
 
     Args:
         prompts: int64 [length] each, every one shorter than max_length.
@@ -96,7 +100,9 @@ def continuations(
     parts = [ordered[i : i + plan.batch] for i in range(0, len(ordered), plan.batch)]
     device = lm.get_input_embeddings().weight.device
     fill = min(eos_ids, default=0)
-    for index in tqdm(range(len(done), len(parts)), desc="distill", mininterval=2):
+    first = len(done)
+    for at in tqdm(range(first, len(parts), team.size), desc="distill", mininterval=2, disable=not team.main):
+        index = min(at + team.rank, len(parts) - 1)  # in the last round the last ones all do the last one
         part = parts[index]
         width = len(part[-1])
         ids, real = torch.full((len(part), width), fill), torch.zeros(len(part), width, dtype=torch.long)
@@ -118,8 +124,9 @@ def continuations(
                 whole = lm.generate(ids.to(device), attention_mask=real.to(device))
         finally:
             lm.generation_config = own
-        done.append(whole[:, width:].to("cpu", torch.int32))
-        if index % 4 == 3 or index == len(parts) - 1:
+        written = team.gather(whole[:, width:].to("cpu", torch.int32))
+        done += written[: len(parts) - at]
+        if team.main and (len(done) // 4 > at // 4 or len(done) == len(parts)):
             save_state(path, {"batches": done})
     rows = [row.long() for batch in done for row in batch]
     texts = [row[: _end(row.tolist(), eos_ids)] for row in rows]

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,14 +31,18 @@ from transformers import DynamicCache
 from finetune.evaluate import decode_prompts
 from finetune.optimizer import Optimizers, cosine, schedule
 from finetune.precision import autocast, bfloat16_is_faster
+from finetune.processes import ALONE, Team
 from finetune.recipe import MaskTraining
-from finetune.state import Log, load_state, save_state
+from finetune.state import Log, Tell, load_state, save_state
 from space_core.adapter import GatedAdapter
 from space_core.cache import additive
 from space_core.errors import SpaceError
 from space_core.layout import Layout
 from space_core.metrics import tokens_per_call
 from space_core.model import Masks, SpaceModel
+
+Draw = Callable[[int, torch.Generator], Any]
+"""Batch number n, from random numbers that depend on n alone."""
 
 
 class TrainingError(SpaceError, RuntimeError):
@@ -54,10 +59,13 @@ class Method(Protocol):
     trained: nn.Module
 
     def loss(self, batch: Any, random: torch.Generator) -> tuple[Tensor, int]:
-        """Mean loss of a batch, and how many mask targets it had."""
+        """Mean loss of a batch, and how many mask targets it had.
 
-    def model(self, tokenizer: Any) -> SpaceModel:
-        """The model with its masks as they are now, for decoding."""
+        Where several processes train as one: this one's part of the mean, whose sum it is, and all targets.
+        """
+
+    def model(self, tokenizer: Any) -> SpaceModel | None:
+        """The model with its masks as they are now, for decoding; None where another process decodes."""
 
     def restore(self) -> None:
         """Back to training after decoding."""
@@ -76,22 +84,23 @@ class GatedMasks(nn.Module):
 
 def joint_losses(
     lm: Any,
-    trained: GatedMasks,
+    trained: GatedMasks | Masks,
     windows: Tensor,
     groups: int,
     random: torch.Generator,
     first: int = 0,
     plain: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """The plain loss of the real rows, and that of dense groups behind them, in one forward.
+) -> tuple[Tensor, Tensor, int]:
+    """The plain loss of the real rows, that of dense groups behind them, and how many targets these had.
 
     Here the base learns too: what its real rows offer to masks (their keys and values) is shaped by
     what the masks need.
 
     Args:
+        trained: embeddings of the masks, and their adapter; without one they go through the base's weights.
         windows: int64 [batch, length + 1].
         groups: of as many masks as `trained` has embeddings.
-        first: row behind which the first group may stand.
+        first: row behind which the first group may stand, and the first one with a plain loss.
         plain: whether the plain loss is wanted; else it is 0.
     """
     rows, length = windows.shape[0], windows.shape[1] - 1
@@ -102,7 +111,7 @@ def joint_losses(
     embed = lm.get_input_embeddings()
     masks = trained.embeddings[slots].expand(rows, -1, -1)
     sees = additive(layout.sees().to(windows.device), masks.dtype)
-    with trained.adapter.on(length):
+    with nullcontext() if trained.adapter is None else trained.adapter.on(length):
         hidden = lm.base_model(
             inputs_embeds=torch.cat([embed(windows[:, :-1]), masks], dim=1),
             attention_mask=sees[None, None],
@@ -112,11 +121,12 @@ def joint_losses(
     ahead = offsets[length:] + 1  # the mask at position t predicts the token behind it
     targets = windows[:, ahead.clamp(max=length)].masked_fill(ahead > length, -100)
     if plain:
-        targets = torch.cat([windows[:, 1:], targets], dim=1)
+        targets = torch.cat([windows[:, 1 + first :], targets], dim=1)
     logits = lm.get_output_embeddings()(hidden[:, -targets.shape[1] :]).flatten(0, 1).float()
     losses = nn.functional.cross_entropy(logits, targets.flatten(), reduction="none").view(rows, -1)
-    guesses = losses[:, -len(ahead) :].sum() / ((ahead <= length).sum() * rows)
-    return losses[:, :length].mean() if plain else guesses.new_zeros(()), guesses
+    counted = int((ahead <= length).sum()) * rows
+    guesses = losses[:, -len(ahead) :].sum() / counted
+    return losses[:, : length - first].mean() if plain else guesses.new_zeros(()), guesses, counted
 
 
 def train_masks(
@@ -128,6 +138,7 @@ def train_masks(
     out: Path,
     seed: int,
     start: dict[str, Tensor] | None = None,
+    tell: Tell | None = None,
 ) -> SpaceModel:
     """Train masks for a base, resuming from what `out` holds.
 
@@ -138,6 +149,7 @@ def train_masks(
         plan: method, steps, rates.
         out: states and log go here.
         start: state of `GatedMasks` to begin from, for `gated`.
+        tell: hears what is logged.
 
     Returns:
         The model with its trained masks.
@@ -147,23 +159,31 @@ def train_masks(
     if gated and start is not None:
         method.trained.load_state_dict(start)
 
+    return train(method, own_texts(batches, plan.batch), tokenizer, prompts, plan, out, seed, tell=tell)
+
+
+def own_texts(batches: list[tuple[int, Tensor]], rows: int) -> Draw:
+    """Draws batches of so many rows from the texts of `distill`: sequences and their prompts' length."""
+
     def draw(index: int, random: torch.Generator) -> tuple[Tensor, int]:
         length, sequences = batches[int(torch.randint(len(batches), (), generator=random))]
-        return sequences[torch.randperm(len(sequences), generator=random)[: plan.batch]], length
+        return sequences[torch.randperm(len(sequences), generator=random)[:rows]], length
 
-    return train(method, draw, tokenizer, prompts, plan, out, seed)
+    return draw
 
 
 def train(
     method: Method,
-    draw: Callable[[int, torch.Generator], Any],
+    draw: Draw,
     tokenizer: Any,
     prompts: list[list[int]],
     plan: MaskTraining,
     out: Path,
     seed: int,
     half: bool | None = None,
-) -> SpaceModel:
+    team: Team = ALONE,
+    tell: Tell | None = None,
+) -> SpaceModel | None:
     """The training loop: resumes to the bit, logs, measures by decoding, stops early.
 
     Args:
@@ -173,9 +193,12 @@ def train(
         plan: steps, rates, when to save and when to stop.
         out: states and log go here.
         half: multiply in bfloat16; None measures whether that is faster.
+        team: the processes that train as one; the method has to know it too.
+        tell: hears what is logged.
 
     Returns:
-        The model with its trained masks; with `plan.patience`, those of the best evaluation.
+        The model with its trained masks; with `plan.patience`, those of the best evaluation. None in
+        processes that have no whole model.
 
     Raises:
         TrainingError: when the loss is no longer finite.
@@ -190,12 +213,14 @@ def train(
         half = bfloat16_is_faster(device)
     optimizers = Optimizers(method.trained, plan.muon_lr, plan.lr, half)
     if state is not None:
-        method.trained.load_state_dict(state["trained"])
-        optimizers.load_state_dict(state["optimizers"])
+        team.load(method.trained, state["trained"])
+        team.load_optimizers(optimizers, state["optimizers"])
         step, seconds, targets = state["step"], state["seconds"], state["targets"]
         best, since = state.get("best", best), state.get("since", since)
-    log = Log(out / "log.jsonl", f"masks-{plan.method}", step)
-    bar = tqdm(total=plan.steps, initial=step, desc=f"masks ({plan.method})", mininterval=2)
+    log = Log(out / "log.jsonl" if team.main else None, f"masks-{plan.method}", step, tell)
+    bar = tqdm(
+        total=plan.steps, initial=step, desc=f"masks ({plan.method})", mininterval=2, disable=not team.main
+    )
 
     def factor() -> float:
         if plan.cosine:
@@ -203,10 +228,13 @@ def train(
         return schedule(step, plan.steps, plan.warmup, plan.decay or plan.steps)
 
     def measure() -> float:
+        rate = 0.0
         with torch.no_grad():
-            traces = decode_prompts(method.model(tokenizer), prompts, plan.k, plan.evaluate_tokens)
+            model = method.model(tokenizer)
+            if team.main and model is not None:
+                rate = tokens_per_call(decode_prompts(model, prompts, plan.k, plan.evaluate_tokens))
         method.restore()
-        rate = tokens_per_call(traces)
+        rate = float(team.from_main(rate))
         log.write(step, tokens_per_call=round(rate, 4), seconds=round(seconds, 1), mask_targets=targets)
         bar.set_postfix(tokens_per_call=f"{rate:.2f}")
         return rate
@@ -224,8 +252,9 @@ def train(
                 loss, counted = method.loss(batch, random)
             loss = loss / plan.accumulate
             loss.backward()
-            value += float(loss.detach())
+            value += float(team.sum(loss.detach()))
             targets += counted
+        team.sum_gradients(method.trained.parameters())
         optimizers.step(factor())
         if not math.isfinite(value):
             raise TrainingError(f"mask training diverged at step {step}: the loss is {value}")
@@ -240,32 +269,42 @@ def train(
                 since = 0 if rate > best else since + 1
                 if rate > best:
                     best = rate
-                    save_state(best_path, {"trained": method.trained.state_dict(), "step": step})
+                    trained = team.whole(method.trained.state_dict())
+                    if team.main:
+                        save_state(best_path, {"trained": trained, "step": step})
                 tired = since >= plan.patience
         if step % plan.save_every == 0 or step == plan.steps or tired:
             state = {
-                "trained": method.trained.state_dict(),
-                "optimizers": optimizers.state_dict(),
+                "trained": team.whole(method.trained.state_dict()),
+                "optimizers": team.whole(optimizers.state_dict()),
                 "step": step,
                 "half": half,
                 "seconds": seconds,
                 "targets": targets,
             }
-            save_state(path, {**state, "best": best, "since": since} if plan.patience else state)
+            if team.main:
+                save_state(path, {**state, "best": best, "since": since} if plan.patience else state)
     bar.close()
+    team.wait()  # for what the main process writes
     if plan.patience:
         state = load_state(best_path)
         if state is not None:
-            method.trained.load_state_dict(state["trained"])
+            team.load(method.trained, state["trained"])
             if step < plan.steps:
                 log.write(step, stopped_early=True, best_step=state["step"])
     return method.model(tokenizer)
 
 
 def guess_loss(
-    logits: Tensor, own: Tensor, text: Tensor, first: Tensor, known: Tensor, plan: MaskTraining
+    logits: Tensor,
+    own: Tensor,
+    text: Tensor,
+    first: Tensor,
+    known: Tensor,
+    plan: MaskTraining,
+    team: Team = ALONE,
 ) -> Tensor:
-    """Mean loss of the masks of dense groups.
+    """Mean loss of the masks of dense groups; of several processes, this one's part of it.
 
     Args:
         logits: of the masks, group by group. float [batch, groups · k, V]
@@ -291,7 +330,7 @@ def guess_loss(
         right = (logits.detach().argmax(-1) == wanted).view(batch, -1, plan.k).float()
         alive = torch.cat([torch.ones_like(right[..., :1]), right.cumprod(-1)[..., :-1]], -1)
         weights = weights * (plan.until_fail + (1 - plan.until_fail) * alive.flatten(1))
-    return (loss * weights).sum() / weights.sum().clamp_min(1e-6)
+    return (loss * weights).sum() / team.sum(weights.sum()).clamp_min(1e-6)
 
 
 class Gated:
@@ -374,12 +413,19 @@ class Paper:
             losses.append(
                 nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, prompt:].flatten()) * len(rows)
             )
-        for row in sequences[~plain]:
-            cut = int(torch.randint(prompt, len(row) - k, (), generator=random))
-            ids = torch.cat([row[:cut], row.new_full((k,), self.token_id)])
-            logits = self.lm(ids[None], use_cache=False).logits[0, prompt - 1 :]
-            losses.append(nn.functional.cross_entropy(logits, row[prompt : cut + k + 1]))
-            counted += k
+        rows = sequences[~plain]
+        if len(rows):
+            cuts = torch.stack([torch.randint(prompt, rows.shape[1] - k, (), generator=random) for _ in rows])
+            width, cuts = int(cuts.max()) + k, cuts.to(rows.device)[:, None]
+            place = torch.arange(width + 1, device=rows.device)
+            # What stands behind a row's own masks is seen by none of them.
+            ids = torch.where(place < cuts, rows[:, : width + 1], self.token_id)[:, :width]
+            known = (place <= cuts + k)[:, prompt:]
+            targets = rows[:, prompt : width + 1].masked_fill(~known, -100)
+            logits = self.lm(ids, use_cache=False).logits[:, prompt - 1 :]
+            each = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            losses.append((each.view_as(targets).sum(1) / known.sum(1)).sum())
+            counted += k * len(rows)
         return torch.stack(losses).sum() / len(sequences), counted
 
     def model(self, tokenizer: Any) -> SpaceModel:
@@ -387,3 +433,24 @@ class Paper:
 
     def restore(self) -> None:
         self.lm.train()
+
+
+class Dense(Paper):
+    """The paper's method with many groups behind each text in the place of one that cuts it.
+
+    All weights learn, and [M] is one token of the vocabulary whose rows go through the same weights as
+    all others: nothing of `gated` is in it but the groups. As in the paper's loss every target counts
+    the same, a real token's and a mask's; the text stays whole, so no sample is set aside for the plain
+    loss (`p_ar` does not apply).
+    """
+
+    def loss(self, batch: Any, random: torch.Generator) -> tuple[Tensor, int]:
+        """Mean loss of the real rows behind the prompt and of the masks. batch: as of `Paper`."""
+        sequences, prompt = batch
+        embeddings = self.lm.get_input_embeddings().weight
+        masks = Masks(self.plan.k, "paper", embeddings=embeddings[self.token_id].expand(self.plan.k, -1))
+        plain, guesses, counted = joint_losses(
+            self.lm, masks, sequences.to(embeddings.device), self.plan.groups, random, prompt - 1
+        )
+        real = len(sequences) * (sequences.shape[1] - prompt)
+        return (plain * real + guesses * counted) / (real + counted), counted

@@ -53,7 +53,7 @@ def pack(documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, out:
         "fingerprint": fingerprint,
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
-        "tokenizer_sha256": _tokenizer_hash(tokenizer),
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
         "train": _write_tokens(train, tokenizer, out / "train.bin"),
         "heldout": _write_tokens(heldout, tokenizer, out / "heldout.bin"),
         "sources": _sources(documents),
@@ -111,14 +111,15 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> list[lis
 
 
 def _fingerprint(documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {_tokenizer_hash(tokenizer)}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {tokenizer_hash(tokenizer)}".encode())
     for document in documents:
         for part in (document.name, document.text, document.licence, document.source):
             digest.update(hashlib.sha256(part.encode()).digest())
     return digest.hexdigest()
 
 
-def _tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """What tells tokenizers apart: the SHA-256 of all that decides about ids."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,11 +25,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finetune.chat import Sample
 from finetune.masks import Gated, Paper, TrainingError, guess_loss
+from finetune.processes import ALONE, Team
 from finetune.recipe import MaskTraining
 from space_core.adapter import GatedAdapter
 from space_core.cache import additive
 from space_core.layout import Layout
-from space_core.model import SpaceModel, context_window, split_head
+from space_core.model import Masks, SpaceModel, context_window, split_head
 
 NONE = -100
 """Label of a row that predicts nothing that is learnt."""
@@ -130,6 +131,10 @@ class Rows:
     def to(self, device: torch.device) -> Rows:
         return Rows(*(part.to(device) for part in (self.ids, self.labels, self.segment, self.start)))
 
+    def pick(self, chosen: list[int]) -> Rows:
+        """Some of the batch's rows."""
+        return Rows(*(part[chosen] for part in (self.ids, self.labels, self.segment, self.start)))
+
 
 def pack_rows(rows: Sequence[Sequence[Piece]]) -> Rows:
     """Texts, row by row, as one batch."""
@@ -225,22 +230,35 @@ class PackedGated(Gated):
     Args:
         lm: the base, in whatever format it is to stay.
         checkpointing: compute each layer of the mask rows again in the backward pass, to save memory.
+        team: the processes that train as one.
     """
 
-    def __init__(self, lm: Any, plan: MaskTraining, seed: int, checkpointing: bool = False) -> None:
+    def __init__(
+        self, lm: Any, plan: MaskTraining, seed: int, checkpointing: bool = False, team: Team = ALONE
+    ) -> None:
         super().__init__(lm, plan, seed)
         self.trained.float()  # a step in 16 bits would round away most of what is learnt
         self.base, self.head = split_head(lm)
-        self.context = context_window(lm.config)
-        self.layers = _layers(lm) if checkpointing else []
+        self.context, self.team = context_window(lm.config), team
+        self.lm, self.whole = team.shard(lm)
+        if team.sharded:  # only the whole model's own call collects its weights
+            self.base, self.head = self.lm, None
+        self.layers = _layers(self.lm) if checkpointing else []
 
     def loss(self, batch: Any, random: torch.Generator) -> tuple[Tensor, int]:
         """Mean loss of the masks. batch: the samples of each row."""
-        plan, trained = self.plan, self.trained
+        plan, trained, team = self.plan, self.trained, self.team
         rows = pack_rows([[plain(sample) for sample in row] for row in batch])
-        groups = guesses(rows, *draw_anchors(rows, plan.groups, random), plan.k)
+        anchors, counts = draw_anchors(rows, plan.groups, random)
+        if team.size > 1:
+            # Drawn for all rows, so that they are what a single process draws. A process that is left
+            # without a row takes one that counts for nothing, since all must call the model alike.
+            mine = team.share(len(batch))
+            rows, anchors, counts = rows.pick(mine or [0]), anchors[mine or [0]], counts[mine or [0]]
+            counts = counts & bool(mine)
+        groups = guesses(rows, anchors, counts, plan.k)
         device, dtype = self.lm.get_input_embeddings().weight.device, self.lm.dtype
-        sees, counted = rows.sees(), int(groups.known.sum())
+        sees, counted = rows.sees(), int(team.sum(groups.known.sum().to(device)))
         rows, known, at = rows.to(device), groups.known.to(device), groups.at.to(device)
         cache = DynamicCache()
         with torch.no_grad():
@@ -261,19 +279,19 @@ class PackedGated(Gated):
             )
         text = rows.labels.gather(1, at).clamp(min=0)
         logits = self._logits(hidden).float()
-        return guess_loss(logits, own, text, slots == 0, known, plan), counted
+        return guess_loss(logits, own, text, slots == 0, known, plan, team), counted
 
-    def model(self, tokenizer: Any) -> SpaceModel:
+    def model(self, tokenizer: Any) -> SpaceModel | None:
         """With embeddings and adapter in the base's format, as they will be saved."""
-        model = super().model(tokenizer)
-        like = self.lm.get_input_embeddings().weight
-        if like.dtype == self.trained.embeddings.dtype:
-            return model
-        adapter = GatedAdapter(self.lm, self.plan.targets, self.plan.rank).requires_grad_(False)
-        adapter.load_state_dict(self.trained.adapter.state_dict())
-        embeddings = self.trained.embeddings.detach().to(like)
-        model.masks = replace(model.masks, embeddings=embeddings, adapter=adapter)
-        return model
+        if self.whole is None:
+            return None
+        adapter, embeddings = self.trained.adapter, self.trained.embeddings.detach()
+        like = self.whole.get_input_embeddings().weight
+        if self.whole is not self.lm or like.dtype != embeddings.dtype:
+            adapter = GatedAdapter(self.whole, self.plan.targets, self.plan.rank).requires_grad_(False)
+            adapter.load_state_dict(self.trained.adapter.state_dict())
+        masks = Masks(self.plan.k, "gated", None, embeddings.to(like), adapter)
+        return SpaceModel(self.whole, tokenizer, masks)
 
     def _hidden(self, **inputs: Any) -> Tensor:
         """Hidden states of the rows, or their logits where the model has no plain head."""
@@ -293,12 +311,16 @@ class PackedGated(Gated):
 class PackedPaper(Paper):
     """The paper's method on packed rows. Arguments as of `PackedGated`."""
 
-    def __init__(self, lm: Any, plan: MaskTraining, checkpointing: bool = False) -> None:
+    def __init__(self, lm: Any, plan: MaskTraining, checkpointing: bool = False, team: Team = ALONE) -> None:
         super().__init__(lm, plan)
         lm.eval()  # the head is found by comparing two passes, which dropout would make differ
         self.base, self.head = split_head(lm)
-        lm.train()
-        self.layers = _layers(lm) if checkpointing else []
+        self.team = team
+        self.lm, self.whole = team.shard(lm)
+        if team.sharded:
+            self.base, self.head = self.lm, None
+        self.trained = self.lm.train()
+        self.layers = _layers(self.lm) if checkpointing else []
 
     def loss(self, batch: Any, random: torch.Generator) -> tuple[Tensor, int]:
         """SAR-SFT (§3.1): the mean over all answers' tokens and masks. batch: the samples of each row."""
@@ -310,11 +332,19 @@ class PackedPaper(Paper):
                 piece = None if as_it_is else masked(sample, k, self.token_id, random)
                 counted += 0 if piece is None else k
                 pieces[-1].append(plain(sample) if piece is None else piece)
+        if self.team.size > 1:
+            ids, _ = pieces[0][0]
+            idle = [[(ids, torch.full_like(ids, NONE))]]  # see `PackedGated.loss`
+            pieces = [pieces[row] for row in self.team.share(len(pieces))] or idle
+        return self.learn(pieces, random), counted
+
+    def learn(self, pieces: Sequence[Sequence[Piece]], random: torch.Generator) -> Tensor:
+        """Mean loss of all targets of texts, row by row; of several processes, this one's part of it."""
         rows = pack_rows(pieces)
         sees, device = rows.sees(), self.lm.get_input_embeddings().weight.device
         rows = rows.to(device)
         # Dropout draws from the global generator: a resumed run has to draw the same.
-        torch.manual_seed(int(torch.randint(2**62, (), generator=random)))
+        torch.manual_seed(int(torch.randint(2**62, (), generator=random)) + self.team.rank)
         inputs = {
             "input_ids": rows.ids,
             "attention_mask": None if sees is None else additive(sees.to(device), self.lm.dtype)[:, None],
@@ -327,7 +357,16 @@ class PackedPaper(Paper):
                 logits = self.lm(**inputs).logits[wanted]
             else:
                 logits = self.head(self.base(**inputs).last_hidden_state[wanted])
-        return nn.functional.cross_entropy(logits.float(), rows.labels[wanted]), counted
+        total = self.team.sum(wanted.sum()).clamp_min(1)
+        return nn.functional.cross_entropy(logits.float(), rows.labels[wanted], reduction="sum") / total
+
+    def model(self, tokenizer: Any) -> SpaceModel | None:
+        state = self.team.whole(self.lm.state_dict()) if self.team.sharded else None
+        if self.whole is None:
+            return None
+        if state is not None:
+            self.whole.load_state_dict(state)
+        return SpaceModel(self.whole.eval(), tokenizer, Masks(self.plan.k, "paper", self.token_id))
 
 
 def _layers(lm: nn.Module) -> list[nn.Module]:

@@ -27,6 +27,15 @@ def autocast(device: torch.device, half: bool) -> AbstractContextManager[None]:
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
 
 
+def clock(device: torch.device) -> float:
+    """Seconds, with the device's work done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
 def _seconds(dtype: torch.dtype) -> float:
     """Best time of one product of a training step's shape; the best is what noise spares."""
     left, right = torch.ones(2048, 256, dtype=dtype), torch.ones(768, 256, dtype=dtype)

@@ -24,7 +24,7 @@ from finetune.optimizer import Optimizers, schedule
 from finetune.pack import Tokens
 from finetune.precision import autocast, bfloat16_is_faster
 from finetune.recipe import Base, Recipe
-from finetune.state import Log, load_state, save_state
+from finetune.state import Log, Tell, load_state, save_state
 
 
 def new_base(base: Base, vocab_size: int, eos_token_id: int, seed: int) -> LlamaForCausalLM:
@@ -56,6 +56,7 @@ def pretrain(
     meta: dict[str, Any],
     device: str = "cpu",
     own: list[tuple[int, Tensor]] | None = None,
+    tell: Tell | None = None,
 ) -> LlamaForCausalLM:
     """Train the base of a recipe, resuming from what `out` holds.
 
@@ -64,6 +65,7 @@ def pretrain(
         out: states and log go here.
         meta: of `pack`.
         own: of `distill`, for `own_batch`.
+        tell: hears what is logged.
 
     Returns:
         The trained model in evaluation mode.
@@ -86,7 +88,7 @@ def pretrain(
             masks.load_state_dict(state["masks"])
         optimizers.load_state_dict(state["optimizers"])
         step, trained, seconds = state["step"], state["trained"], state["seconds"]
-    log = Log(out / "log.jsonl", "pretrain", step)
+    log = Log(out / "log.jsonl", "pretrain", step, tell)
     source = Tokens(tokens / "train.bin")
     heldout = heldout_batches(tokens / "heldout.bin", plan.seq_len)
 
@@ -121,11 +123,11 @@ def pretrain(
         else:
             random = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
             with autocast(batch.device, half):
-                loss, of_masks = joint_losses(model, masks, batch, plan.mask_groups, random)
+                loss, of_masks, _ = joint_losses(model, masks, batch, plan.mask_groups, random)
                 if own and plan.own_batch:
                     prompt, texts = own[step % len(own)]
                     texts = texts[torch.randperm(len(texts), generator=random)[: plan.own_batch]].to(device)
-                    _, copies = joint_losses(
+                    _, copies, _ = joint_losses(
                         model, masks, texts, plan.mask_groups, random, prompt - 1, plain=False
                     )
                     of_masks = (of_masks + copies) / 2

@@ -6,28 +6,28 @@ Every stage leaves its result in the run's folder and is skipped or resumed when
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
-import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from finetune.card import sft_card
 from finetune.chat import Renderer, Sample, render_all
 from finetune.data import Conversation, DataError, read_data
 from finetune.distill import continuations
 from finetune.evaluate import figures
-from finetune.masks import Method, train
+from finetune.masks import train
 from finetune.packed import Batches, PackedGated, PackedPaper
+from finetune.processes import Team, launched
 from finetune.recipe import Distill, MaskTraining
-from finetune.state import Log, replace_folder
+from finetune.state import Log, check_same, made, replace_folder, write_json
+from finetune.track import Trackers
 from space_core import checkpoint
 from space_core.errors import CheckpointError, SettingError
 from space_core.model import SpaceModel
@@ -151,6 +151,7 @@ def sft(
     *,
     merge_base: bool = False,
     push_to: str | None = None,
+    track: Sequence[str] = (),
 ) -> Path:
     """Fine-tune a model of transformers for SPACE; returns `out`.
 
@@ -159,33 +160,41 @@ def sft(
         out: the checkpoint; replaced when it holds one.
         merge_base: put a copy of the base's files beside the gated parts, so that the folder needs no
             other. The paper's method always writes a whole model.
+        track: accelerate's trackers that hear what is logged.
         push_to: id of a model repository on the hub to upload the checkpoint to.
 
     Raises:
         SpaceError: with one sentence, for data, bases and settings that do not serve.
     """
     _check_out(out)
+    team = launched(device)
+    device = team.device(device)
     whole = merge_base or options.method == "paper"
     if push_to is not None:
         _check_push(options.base, push_to, whole)
     conversations, digest = read_data(options.data, options.split)
     mine = json.loads(json.dumps({**asdict(options), "data's SHA-256": digest}))
-    _check_same(run, mine)
+    check_same(run / RUN, mine)
+    trackers = Trackers(track if team.main else (), run, asdict(options))
     model, base, folder = open_base(options, device)
     dtype = _format(options.dtype, model.device)
-    train_on, prompts, told = _samples(options, model, conversations, run)
-    _write_json(run / RUN, mine)
+    train_on, prompts, told = _samples(options, model, conversations, run, team)
+    if team.main:
+        write_json(run / RUN, mine)
     if options.method == "gated" and options.distil:
-        train_on = _own_words(options, model, train_on, run)
+        train_on = _own_words(options, model, train_on, run, team)
     length = _length(options, model)
     batches = Batches(train_on, length, options.batch, options.seed, options.pack)
     plan = _plan(options, model, batches)
     torch.manual_seed(options.seed)  # of [M]'s first embedding
-    method: Method
+    method: PackedGated | PackedPaper
     if options.method == "gated":
-        method = PackedGated(model.lm, plan, options.seed, options.checkpointing)
+        method = PackedGated(model.lm, plan, options.seed, options.checkpointing, team)
     else:
-        method = PackedPaper(model.lm, plan, options.checkpointing)
+        method = PackedPaper(model.lm, plan, options.checkpointing, team)
+    if team.main and team.size > 1:
+        held = round(team.held(method.lm), 4)
+        Log(run / "log.jsonl", "processes", -1).write(0, processes=team.size, share_of_base_held=held)
     trained = train(
         method,
         lambda index, random: batches.batch(index),
@@ -195,7 +204,12 @@ def sft(
         run,
         options.seed,
         half=dtype == torch.bfloat16,
+        team=team,
+        tell=trackers,
     )
+    if not team.main or trained is None:
+        team.wait()
+        return out
     if options.method == "paper":
         trained.lm.to(dtype)
         trained = SpaceModel(trained.lm, trained.tokenizer, trained.masks)
@@ -209,12 +223,7 @@ def sft(
         "trained_parameters": sum(p.numel() for p in method.trained.parameters()),
         "training_data": {"source": _shown(options.data), "sha256": digest, "told": told},
         "evaluation": {"heldout_prompts": result},
-        "made": {
-            "date": datetime.date.today().isoformat(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "made": made(),
     }
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -225,6 +234,8 @@ def sft(
     manifest = json.loads((part / checkpoint.MANIFEST).read_text(encoding="utf-8"))
     (part / "README.md").write_text(sft_card(manifest, whole), encoding="utf-8")
     replace_folder(part, out)
+    trackers.finish()
+    team.wait()
     if push_to is not None:
         push(out, push_to)
     return out
@@ -296,7 +307,7 @@ def target_modules(lm: Any) -> tuple[str, ...]:
 
 
 def _samples(
-    options: Sft, model: SpaceModel, conversations: list[Conversation], run: Path
+    options: Sft, model: SpaceModel, conversations: list[Conversation], run: Path, team: Team
 ) -> tuple[list[Sample], list[list[int]], str]:
     """What to train on, the prompts that are held out, and a sentence on what became of the data."""
     length = _length(options, model)
@@ -325,12 +336,13 @@ def _samples(
             f"{options.data}: {len(samples)} samples and {len(prompts)} held-out prompts are left "
             f"({renderer.counts}): more, other or shorter data is needed, or a larger --max-length"
         )
-    print(f"data: {told}", file=sys.stderr)
-    Log(run / "log.jsonl", "data", -1).write(0, **asdict(renderer.counts), heldout=len(prompts))
+    if team.main:
+        print(f"data: {told}", file=sys.stderr)
+        Log(run / "log.jsonl", "data", -1).write(0, **asdict(renderer.counts), heldout=len(prompts))
     return samples, prompts, told
 
 
-def _own_words(options: Sft, model: SpaceModel, samples: list[Sample], run: Path) -> list[Sample]:
+def _own_words(options: Sft, model: SpaceModel, samples: list[Sample], run: Path, team: Team) -> list[Sample]:
     """The data's prompts with what the model itself writes behind them."""
     length = _length(options, model)
     unique = {tuple(p.tolist()): p for sample in samples for p in sample.prompts}
@@ -345,15 +357,16 @@ def _own_words(options: Sft, model: SpaceModel, samples: list[Sample], run: Path
         sampled_share=options.sampled_share,
         temperature=options.temperature,
     )
-    written = continuations(model.lm, chosen, plan, model.eos_ids, length, run, options.seed)
+    written = continuations(model.lm, chosen, plan, model.eos_ids, length, run, options.seed, team)
     found = []
     for prompt, text in written:
         learn = torch.arange(len(prompt) + len(text)) >= len(prompt)
         found.append(Sample(torch.cat([prompt, text]), learn, (prompt,)))
     found = [sample for sample in found if int(sample.learn.sum()) > 1]
     tokens = sum(int(sample.learn.sum()) for sample in found)
-    print(f"distil: {tokens} tokens in {len(found)} of {len(chosen)} continuations", file=sys.stderr)
-    Log(run / "log.jsonl", "distil", -1).write(0, prompts=len(chosen), kept=len(found), tokens=tokens)
+    if team.main:
+        print(f"distil: {tokens} tokens in {len(found)} of {len(chosen)} continuations", file=sys.stderr)
+        Log(run / "log.jsonl", "distil", -1).write(0, prompts=len(chosen), kept=len(found), tokens=tokens)
     if not found:
         raise DataError(
             f"none of the model's own {len(chosen)} continuations can be learnt from (they end at once): "
@@ -415,29 +428,6 @@ def _check_push(base: str, repository: str, whole: bool) -> None:
         )
     if not get_token():
         raise SettingError("push_to_hub", "--push-to-hub needs a token: run `hf auth login`, or set HF_TOKEN")
-
-
-def _check_same(run: Path, mine: dict[str, Any]) -> None:
-    """Refuse to go on from another command's states."""
-    path = run / RUN
-    if not path.is_file():
-        return
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        theirs = {}
-    odd = [key for key in mine if theirs.get(key) != mine[key]]
-    if odd:
-        raise SettingError(
-            "run", f"{run} holds a run with another {odd[0]}: name another folder with --run, or delete it"
-        )
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".tmp")
-    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def _copy_base(folder: Path, part: Path) -> None:

@@ -6,13 +6,19 @@ killed at any moment leaves the state before or the state after, never a part of
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+
+from space_core.errors import SettingError
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -34,6 +40,48 @@ def load_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]
     return state
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write `path`, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".tmp")
+    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def check_same(path: Path, mine: dict[str, Any]) -> None:
+    """Refuse to go on from another command's states.
+
+    Args:
+        path: the options that the run in that folder began with, if one did.
+        mine: these options, as JSON would give them back.
+
+    Raises:
+        SettingError: naming the first that is another.
+    """
+    if not path.is_file():
+        return
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        theirs = {}
+    odd = [key for key in mine if theirs.get(key) != mine[key]]
+    if odd:
+        raise SettingError(
+            "run",
+            f"{path.parent} holds a run with another {odd[0]}: name another folder with --run, or delete it",
+        )
+
+
+def made() -> dict[str, str]:
+    """When and with which versions: an entry of a checkpoint's manifest."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
 def replace_folder(part: Path, out: Path) -> None:
     """Put a finished folder in its place; what stood there goes only when it stands."""
     old = out.with_name(out.name + ".old")
@@ -45,11 +93,20 @@ def replace_folder(part: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-class Log:
-    """Training log, JSON lines; a resumed run drops the lines behind the step it resumes from."""
+Tell = Callable[[str, int, dict[str, Any]], None]
+"""Hears of an entry of the log: stage, step and values."""
 
-    def __init__(self, path: Path, stage: str, step: int) -> None:
-        self._path, self._stage = path, stage
+
+class Log:
+    """Training log, JSON lines; a resumed run drops the lines behind the step it resumes from.
+
+    Without a path nothing is written: another process does. `tell` hears of each entry too.
+    """
+
+    def __init__(self, path: Path | None, stage: str, step: int, tell: Tell | None = None) -> None:
+        self._path, self._stage, self._tell = path, stage, tell
+        if path is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [
             line
@@ -61,8 +118,12 @@ class Log:
         os.replace(temporary, path)
 
     def write(self, step: int, **values: Any) -> None:
+        if self._path is None:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
+        if self._tell is not None:
+            self._tell(self._stage, step, values)
 
 
 def _behind(line: str, stage: str, step: int) -> bool:

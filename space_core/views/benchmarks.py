@@ -328,16 +328,16 @@ def _share(value: float) -> str:
     return f"{value:.1%}".replace(".0%", "%")
 
 
-def insert(readme: str, text: str) -> str:
-    """The README with the text between its two markers.
+def insert(readme: str, text: str, first: str = START, last: str = END) -> str:
+    """The README with the text between two markers.
 
     Raises:
         ResultError: where it has not one of each, in this order.
     """
-    start, end = readme.find(START), readme.find(END)
-    if not 0 <= start < end or readme.count(START) != 1 or readme.count(END) != 1:
-        raise ResultError(f"the README needs the markers {START} and {END}, once each and in this order")
-    return f"{readme[: start + len(START)]}\n{text}\n{readme[end:]}"
+    start, end = readme.find(first), readme.find(last)
+    if not 0 <= start < end or readme.count(first) != 1 or readme.count(last) != 1:
+        raise ResultError(f"the README needs the markers {first} and {last}, once each and in this order")
+    return f"{readme[: start + len(first)]}\n{text}\n{readme[end:]}"
 
 
 # ---------------------------------------------------------------- pictures

@@ -1,4 +1,4 @@
-"""Plotly figures of a finished race. The only room that knows plotly.
+"""Plotly figures of a finished race, and of the ablation. The only room that knows plotly.
 
 Backgrounds are transparent, since the page is light or dark; a line's dash and the labels say
 again what colour says.
@@ -12,6 +12,7 @@ from itertools import accumulate
 import plotly.graph_objects as go
 
 from space_core.trace import Origin, Trace
+from space_core.views.ablation import Result
 from space_core.views.inks import ACCENT, FONT, GRID, INK, LANES
 from space_core.views.lanes import NAMES
 
@@ -84,6 +85,26 @@ def clock_figure(space: Trace, vanilla: Trace, *others: Trace) -> go.Figure:
             },
             hovertemplate=name + ": %{y} tokens after %{x:.3f} s<extra></extra>",
         )
+    return figure
+
+
+def ablation_figure(result: Result) -> go.Figure:
+    """Tokens per call of each variant, the range of its seeds as an error bar."""
+    lines = result.lines
+    figure = _figure(f"Tokens per call after {result.seconds:g} s of training", "", None)
+    figure.add_bar(
+        x=[line.name for line in lines],
+        y=[line.tokens_per_call for line in lines],
+        marker={"color": ACCENT, "line": {"width": 0}},
+        error_y={
+            "array": [line.highest - line.tokens_per_call for line in lines],
+            "arrayminus": [line.tokens_per_call - line.lowest for line in lines],
+            "color": INK,
+        },
+        customdata=[[line.adds, line.seeds, line.rate] for line in lines],
+        hovertemplate="%{x}: %{y:.2f}<br>%{customdata[0]}<br>%{customdata[1]} seeds, rate %{customdata[2]}"
+        "<extra></extra>",
+    )
     return figure
 
 
