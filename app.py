@@ -24,10 +24,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr
 
-from space_core.bundled import default_checkpoint
-from space_core.errors import CheckpointError, PromptError, SettingError, SpaceError
+from space_core.bundled import CHECKPOINTS, default_checkpoint
+from space_core.errors import CheckpointError, PromptError, SettingError, SpaceError, TraceError
 from space_core.settings import MAX_K, Plan, Settings
-from space_core.views import frames, recording
+from space_core.views import frames, link, recording, sharing
 from space_core.views.lanes import FURTHER, MAIN
 
 if TYPE_CHECKING:
@@ -36,13 +36,16 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 ASSETS = HERE / "assets"
-STYLES = ("page.css", "replay.css", "inspector.css")
+STYLES = ("page.css", "replay.css", "inspector.css", "share.css")
 ARENA = ("dom.js", "lane.js", "chart.js", "replay.js", "race.js")
 INSPECTOR = ("dom.js", "inspector.js")
+SHARE = ("dom.js", "share.js")
 
 FRAMES_PER_SECOND = 25
 QUEUE = 16
 MAX_PROMPT_CHARACTERS = 65_536
+PLUMBING: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""Of events that answer at once and are nobody's interface."""
 
 LANE_CHOICES = {
     "generate": "plain decoding",
@@ -112,6 +115,23 @@ class Loader:
         if self._model is None:
             raise gr.Error(self._error or "The model is still loading.", print_exception=False)
         return self._model
+
+    @property
+    def ready(self) -> bool:
+        return self._model is not None
+
+    @property
+    def name(self) -> str:
+        """The model's name, also before it is there."""
+        return self._model.name if self._model is not None else Path(self.source).name
+
+    @property
+    def address(self) -> str:
+        """What a visitor's own `space_core.load` would open; no folder of this machine is told."""
+        folder = Path(self.source)
+        if folder.resolve().parent == CHECKPOINTS:
+            return f"assets/checkpoints/{folder.name}"
+        return folder.name if folder.exists() else self.source
 
     def status(self) -> dict[str, str]:
         """What the chip says."""
@@ -264,8 +284,7 @@ class Handlers:
         """The validator of a race: a message at each field that is wrong."""
         request = Request(*fields)
         loader = self.loader
-        ready = loader.done.is_set() and loader.status()["state"] == "ready"
-        problems = request.problems(loader.model if ready else None, loader.lanes)
+        problems = request.problems(loader.model if loader.ready else None, loader.lanes)
         return [gr.validate(name not in problems, problems.get(name, "")) for name in Request._fields]
 
     def race(
@@ -345,6 +364,9 @@ class Handlers:
 
         asked = event._data if isinstance(event._data, dict) else {}
         lane, n = asked.get("lane"), asked.get("call")
+        if race is not None and race.foreign and race.id == asked.get("race"):
+            words = "This race came from a file. Press Race, and the calls of your own can be opened."
+            return frames.encode(inspect.refusal(race.id, str(lane), n if type(n) is int else 0, words))
         if race is None or race.id != asked.get("race") or lane not in MAIN or type(n) is not int:
             return frames.encode(inspect.refusal("", "", 0, "There is no such call in this race."))
         try:
@@ -353,11 +375,57 @@ class Handlers:
             told = inspect.refusal(race.id, lane, n, f"This call cannot be opened: {error}.")
         return frames.encode(told)
 
+    def follow(self, request: gr.Request) -> list[Any]:
+        """The page's fields and the arena, as the address asks: nothing runs by itself."""
+        loader = self.loader
+        linked = link.read(dict(request.query_params), loader.lanes, MAX_PROMPT_CHARACTERS)
+        values = [linked.fields.get(name, gr.skip()) for name in Request._fields]
+        note = linked.note(loader.name)
+        if not note:
+            return [*values, gr.skip()]
+        told = frames.linked(note, linked.step, linked.fields.get("prompt", EXAMPLES["binary search"]))
+        return [*values, frames.encode(told)]
+
+    def share(self, race: frames.Race | None, *fields: Any) -> str:
+        """Link, files and code for the visitor's race, or before there is one for what the fields ask."""
+        from space_core.views import share
+
+        loader, request = self.loader, Request(*fields)
+        if race is not None and race.state is frames.State.RUNNING:
+            raise gr.Error("The race is still running: share it when it is over.", print_exception=False)
+        try:
+            if race is None:
+                settings, lanes = request.settings(), read_lanes(request.lanes, loader.lanes)
+                read_prompt(request.prompt, None)
+                prompt, name, source = request.prompt, loader.name, loader.address
+                device, dtype = loader.device, loader.dtype
+            else:
+                about = race.about
+                settings, lanes = race.settings, tuple(name for name in race.lanes if name not in MAIN)
+                prompt, name = about["prompt"], about["model"]
+                source = name if race.foreign else loader.address
+                device, dtype = about["device"], about["dtype"]
+        except SpaceError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return frames.encode(share.message(race, prompt, settings, lanes, name, source, device, dtype))
+
+    def open_trace(self, event: gr.EventData) -> tuple[Any, Any, Any]:
+        """A race from a visitor's file: to the arena, the state, or a sentence at its field."""
+        from space_core.views import share
+
+        asked = event._data if isinstance(event._data, dict) else {}
+        loader = self.loader
+        try:
+            race = sharing.read(asked.get("text"), loader.model.tokenizer if loader.ready else None)
+        except TraceError as error:
+            return gr.skip(), gr.skip(), frames.encode(share.refusal(str(error)))
+        return frames.encode(race.snapshot()), race, gr.skip()
+
     def figures(self, race: frames.Race | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """What stands still after a race."""
         from space_core.views.figures import calls_figure, clock_figure
 
-        if race is None or not race.trace("space").steps:
+        if race is None or not race.trace("space").steps or not race.trace("vanilla").steps:
             return gr.update(visible=False), gr.update(visible=False)
         traces = race.traces()
         return (
@@ -473,6 +541,16 @@ def inspector_region() -> gr.HTML:
     )
 
 
+def share_region() -> gr.HTML:
+    """Empty until it is asked for."""
+    return gr.HTML(
+        html_template="<section class='share' hidden></section>",
+        js_on_load=scripts(SHARE),
+        apply_default_css=False,
+        elem_id="share-panel",
+    )
+
+
 def figures_region() -> list[gr.Plot]:
     with gr.Row(elem_id="figures"):
         return [
@@ -481,52 +559,64 @@ def figures_region() -> list[gr.Plot]:
         ]
 
 
+def race_tab(page: gr.Blocks, handlers: Handlers) -> None:
+    loader = handlers.loader
+    with gr.Row(elem_id="request"):
+        prompt = prompt_region()
+        with gr.Column(scale=10, min_width=300, elem_id="controls"):
+            settings = settings_region(loader.lanes)
+            with gr.Row(elem_id="buttons"):
+                go = gr.Button("Race", variant="primary", elem_id="race")
+                halt = gr.Button("Stop", elem_id="stop")
+                give = gr.Button("Share", elem_id="share")
+    arena = arena_region()
+    share = share_region()
+    inspector = inspector_region()
+    figures = figures_region()
+    race = gr.State(None, time_to_live=3600)
+
+    fields = {"prompt": prompt, **settings}
+    inputs = [fields[name] for name in Request._fields]
+    racing = gr.on(
+        [go.click, prompt.submit],
+        handlers.race,
+        inputs,
+        [arena, race],
+        validator=handlers.check,
+        preprocess=False,  # `Settings` judges the raw values, with better words
+        concurrency_limit=1,  # two visitors must never time each other
+        concurrency_id="device",
+        show_progress="minimal",
+        api_name="race",
+        api_visibility="private",
+    )
+    racing.then(handlers.figures, race, figures, **PLUMBING)
+    stopping = halt.click(handlers.stop, race, arena, cancels=[racing], **PLUMBING)
+    stopping.then(handlers.figures, race, figures, **PLUMBING)
+    arena.resend(handlers.resend, race, arena, **PLUMBING)
+    inspector.ask(
+        handlers.inspect,
+        race,
+        inspector,
+        concurrency_limit=1,
+        concurrency_id="device",  # it waits while somebody races
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    page.load(handlers.follow, None, [*inputs, arena], **PLUMBING)
+    give.click(handlers.share, [race, *inputs], share, preprocess=False, **PLUMBING)
+    opening = share.bring(handlers.open_trace, None, [arena, race, share], **PLUMBING)
+    opening.then(handlers.figures, race, figures, **PLUMBING)
+
+
 def build(loader: Loader, deadline: float = 120.0) -> gr.Blocks:
     """The page and its events; a race may hold the device for `deadline` seconds."""
     handlers = Handlers(loader, deadline)
     page = gr.Blocks(title="SPACE: same text, fewer calls", analytics_enabled=False)
     with page:
         header(handlers)
-        with gr.Row(elem_id="request"):
-            prompt = prompt_region()
-            with gr.Column(scale=10, min_width=300, elem_id="controls"):
-                settings = settings_region(loader.lanes)
-                with gr.Row(elem_id="buttons"):
-                    go = gr.Button("Race", variant="primary", elem_id="race")
-                    halt = gr.Button("Stop", elem_id="stop")
-        arena = arena_region()
-        inspector = inspector_region()
-        figures = figures_region()
-        race = gr.State(None, time_to_live=3600)
-
-        plumbing: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        inputs = {"prompt": prompt, **settings}
-        racing = gr.on(
-            [go.click, prompt.submit],
-            handlers.race,
-            [inputs[name] for name in Request._fields],
-            [arena, race],
-            validator=handlers.check,
-            preprocess=False,  # `Settings` judges the raw values, with better words
-            concurrency_limit=1,  # two visitors must never time each other
-            concurrency_id="device",
-            show_progress="minimal",
-            api_name="race",
-            api_visibility="private",
-        )
-        racing.then(handlers.figures, race, figures, **plumbing)
-        stopping = halt.click(handlers.stop, race, arena, cancels=[racing], **plumbing)
-        stopping.then(handlers.figures, race, figures, **plumbing)
-        arena.resend(handlers.resend, race, arena, **plumbing)
-        inspector.ask(
-            handlers.inspect,
-            race,
-            inspector,
-            concurrency_limit=1,
-            concurrency_id="device",  # it waits while somebody races
-            show_progress="hidden",
-            api_visibility="private",
-        )
+        with gr.Tabs(elem_id="tabs"), gr.Tab("Race", id="race"):
+            race_tab(page, handlers)
         page.queue(max_size=QUEUE)
     return page
 
