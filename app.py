@@ -25,27 +25,49 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import gradio as gr
 
 from space_core.bundled import CHECKPOINTS, default_checkpoint
-from space_core.errors import CheckpointError, PromptError, SettingError, SpaceError, TraceError
+from space_core.errors import (
+    CheckpointError,
+    PromptError,
+    ResultError,
+    SettingError,
+    SpaceError,
+    TraceError,
+)
 from space_core.settings import MAX_K, Plan, Settings
-from space_core.views import frames, link, recording, sharing
+from space_core.views import benchmarks, frames, link, recording, sharing
 from space_core.views.lanes import FURTHER, MAIN
 
 if TYPE_CHECKING:
+    from space_core.bench import Column
     from space_core.model import SpaceModel
     from space_core.trace import Step
+    from space_core.trial import Trial
 
 HERE = Path(__file__).parent
 ASSETS = HERE / "assets"
-STYLES = ("page.css", "replay.css", "inspector.css", "share.css")
+STYLES = ("page.css", "replay.css", "inspector.css", "share.css", "tabs.css")
 ARENA = ("dom.js", "lane.js", "chart.js", "replay.js", "race.js")
 INSPECTOR = ("dom.js", "inspector.js")
 SHARE = ("dom.js", "share.js")
+BENCH = ("dom.js", "bench.js")
+BENCHMARKS = ASSETS / "benchmarks"
+BENCH_PROMPTS = BENCHMARKS / "prompts.jsonl"
+MAX_BENCH_PROMPTS = 8
+MAX_BENCH_TOKENS = 256
 
 FRAMES_PER_SECOND = 25
 QUEUE = 16
 MAX_PROMPT_CHARACTERS = 65_536
 PLUMBING: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """Of events that answer at once and are nobody's interface."""
+
+METHOD_CHOICES = {
+    "space": "SPACE, planned",
+    "space-grid": "SPACE, the paper’s grid",
+    "generate": "plain decoding by transformers",
+    "prompt-lookup": "prompt lookup",
+    "assisted": "assisted by the draft model",
+}
 
 LANE_CHOICES = {
     "generate": "plain decoding",
@@ -434,6 +456,120 @@ class Handlers:
         )
 
 
+class Benchmarks:
+    """Events of the benchmark tab: results that come with the page, and a small one measured here."""
+
+    def __init__(self, loader: Loader, deadline: float) -> None:
+        self.loader, self.deadline = loader, deadline
+        self.methods = tuple(name for name in METHOD_CHOICES if name != "assisted" or loader.draft_source)
+        self.benches, self.calls = self._bundled()
+
+    @staticmethod
+    def _bundled() -> tuple[dict[str, benchmarks.Bench], list[benchmarks.Calls]]:
+        try:
+            benches, calls = benchmarks.read(BENCHMARKS)
+        except ResultError as error:
+            print(error, file=sys.stderr)
+            return {}, []
+        return {bench.head.name: bench for bench in benches}, calls
+
+    def choices(self) -> list[tuple[str, str]]:
+        from space_core.views.results import label
+
+        return [(label(bench), name) for name, bench in self.benches.items()]
+
+    def show(self, name: Any) -> list[Any]:
+        """The figures of a bundled result; of the first one for a name that there is not."""
+        from space_core.views import results
+
+        bench = self.benches.get(name) if isinstance(name, str) else None
+        bench = bench or next(iter(self.benches.values()), None)
+        paper = gr.update(value=results.paper_figure(), visible=True)
+        if bench is None:
+            return [gr.update(visible=False)] * 4 + [paper]
+        drawn = [
+            results.speedup_figure(bench),
+            results.calls_figure(self.calls),
+            results.histogram_figure(bench),
+            results.acceptance_figure(bench),
+        ]
+        return [*(gr.update(value=figure, visible=True) for figure in drawn), paper]
+
+    def request(
+        self, count: Any, methods: Any, k: Any, tokens: Any
+    ) -> tuple[int, tuple[Column, ...], Settings]:
+        """The fields, judged.
+
+        Raises:
+            SettingError: naming the field.
+        """
+        from space_core import bench
+
+        for name, value, most in (
+            ("prompts", count, MAX_BENCH_PROMPTS),
+            ("tokens", tokens, MAX_BENCH_TOKENS),
+        ):
+            whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+            if not whole or not 1 <= value <= most:
+                raise SettingError(name, f"{name} must be a whole number in 1..{most}")
+        if not isinstance(methods, list) or not methods:
+            raise SettingError("methods", "choose at least one method to hold against vanilla")
+        for name in methods:
+            if name not in self.methods:
+                raise SettingError(
+                    "methods", f"unknown method {name!r:.40}: known are {', '.join(self.methods)}"
+                )
+        settings = Settings(k=k, max_new_tokens=tokens)
+        chosen = [name for name in self.methods if name in methods]
+        return int(count), bench.columns(chosen, [settings.k], settings.plan), settings
+
+    def run(self, count: Any, methods: Any, k: Any, tokens: Any) -> Iterator[tuple[str, Trial | None]]:
+        """Measure here; yields messages (`space_core.views.watching`)."""
+        from space_core import prompts
+        from space_core.trial import Trial
+        from space_core.views import watching
+
+        while not self.loader.done.wait(0.2):
+            yield frames.encode(watching.waiting()), None
+        model = self.loader.model
+        try:
+            number, lines, settings = self.request(count, methods, k, tokens)
+            asked = prompts.read_prompts(BENCH_PROMPTS, number)
+            command = (
+                "python -m space_core bench --prompts assets/benchmarks/prompts.jsonl "
+                f"--limit {number} --methods {','.join(dict.fromkeys(str(line.method) for line in lines))} "
+                f"--k {settings.k} --max-new-tokens {settings.max_new_tokens} --model {self.loader.address}"
+            )
+            trial = Trial(model, self.loader.draft, asked, lines, settings, self.deadline, command)
+            with closing(trial.run()) as told:
+                for progress in told:
+                    view = watching.running(progress.done, progress.total, progress.line, progress.calls)
+                    yield frames.encode(view), trial
+            assert trial.end is not None
+            yield frames.encode(watching.over(trial.end.value, trial.result)), trial
+        except SpaceError as error:
+            yield frames.encode(watching.failed(f"{error}.")), None
+
+    def stop(self, trial: Trial | None) -> None:
+        """End a benchmark before its next call; it then shows what it has."""
+        if trial is not None:
+            trial.cancel()
+
+    def figures(self, trial: Trial | None) -> list[Any]:
+        from space_core.views import results
+
+        if trial is None or trial.result is None:
+            return [gr.update(visible=False)] * 2
+        bench = benchmarks.parse("here", trial.result)
+        return [
+            gr.update(
+                value=results.speedup_figure(bench, "Measured here: speed-up, tokens per call (◇)"),
+                visible=True,
+            ),
+            gr.update(value=results.histogram_figure(bench), visible=True),
+        ]
+
+
 # ---------------------------------------------------------------- the page, top to bottom
 
 
@@ -609,14 +745,89 @@ def race_tab(page: gr.Blocks, handlers: Handlers) -> None:
     opening.then(handlers.figures, race, figures, **PLUMBING)
 
 
+def plots(*names: str) -> list[gr.Plot]:
+    """A row of figures that are drawn when they are known."""
+    with gr.Row(elem_classes="figures"):
+        return [gr.Plot(visible=False, show_label=False, min_width=320, elem_id=name) for name in names]
+
+
+def benchmark_tab(tab: gr.Tab, handlers: Benchmarks) -> None:
+    choices = handlers.choices()
+    gr.Markdown("## Measured before", elem_classes="section")
+    chosen = gr.Dropdown(
+        choices,
+        value=choices[0][1] if choices else None,
+        label="Result",
+        elem_id="bench-result",
+        filterable=False,
+        visible=bool(choices),
+    )
+    figures = [
+        *plots("speedup-figure", "rows-figure"),
+        *plots("histogram-figure", "acceptance-figure"),
+    ]
+    gr.Markdown("## Measure here", elem_classes="section")
+    with gr.Row(elem_classes="knobs", elem_id="bench-knobs"):
+        count = gr.Slider(
+            1, MAX_BENCH_PROMPTS, 3, step=1, label="Bundled prompts", min_width=120, elem_id="bench-prompts"
+        )
+        k = gr.Slider(1, 8, 5, step=1, label="Guesses per call (k)", min_width=120, elem_id="bench-k")
+        tokens = gr.Slider(
+            16, MAX_BENCH_TOKENS, 64, step=16, label="New tokens", min_width=120, elem_id="bench-tokens"
+        )
+    methods = gr.CheckboxGroup(
+        [(METHOD_CHOICES[name], name) for name in handlers.methods],
+        value=["space", "prompt-lookup"],
+        label="Held against plain decoding",
+        elem_id="bench-methods",
+    )
+    with gr.Row(elem_id="bench-buttons"):
+        go = gr.Button("Measure", variant="primary", elem_id="bench-run")
+        halt = gr.Button("Stop", elem_id="bench-stop")
+    panel = gr.HTML(
+        html_template="<section class='bench' hidden></section>",
+        js_on_load=scripts(BENCH),
+        apply_default_css=False,
+        elem_id="bench-panel",
+    )
+    here = plots("here-speedup-figure", "here-histogram-figure")
+    gr.Markdown(
+        "## As the paper reports\n"
+        "Yi et al., [arXiv 2402.11809](https://arxiv.org/abs/2402.11809), greedy decoding, k = 5. "
+        "Bars are speed-ups, open marks tokens per call. None of it was measured here.",
+        elem_classes="section",
+    )
+    figures += plots("paper-figure")
+    trial = gr.State(None, time_to_live=3600)
+
+    tab.select(handlers.show, chosen, figures, **PLUMBING)
+    chosen.input(handlers.show, chosen, figures, preprocess=False, **PLUMBING)
+    running = go.click(
+        handlers.run,
+        [count, methods, k, tokens],
+        [panel, trial],
+        preprocess=False,
+        concurrency_limit=1,
+        concurrency_id="device",  # nobody races meanwhile
+        show_progress="minimal",
+        api_name="benchmark",
+        api_visibility="private",
+    )
+    running.then(handlers.figures, trial, here, **PLUMBING)
+    halt.click(handlers.stop, trial, None, **PLUMBING)
+
+
 def build(loader: Loader, deadline: float = 120.0) -> gr.Blocks:
     """The page and its events; a race may hold the device for `deadline` seconds."""
     handlers = Handlers(loader, deadline)
     page = gr.Blocks(title="SPACE: same text, fewer calls", analytics_enabled=False)
     with page:
         header(handlers)
-        with gr.Tabs(elem_id="tabs"), gr.Tab("Race", id="race"):
-            race_tab(page, handlers)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Race", id="race"):
+                race_tab(page, handlers)
+            with gr.Tab("Benchmark", id="benchmark") as tab:
+                benchmark_tab(tab, Benchmarks(loader, deadline))
         page.queue(max_size=QUEUE)
     return page
 

@@ -95,12 +95,7 @@ class Share {
   }
 
   save(suffix, type, content) {
-    const url = URL.createObjectURL(new Blob([content], { type }));
-    const link = make("a");
-    link.href = url;
-    link.download = `space-race.${suffix}`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(url), 10_000);
+    save(`space-race.${suffix}`, type, content);
   }
 
   // The card as pixels: the browser draws the picture, in which nothing can run.

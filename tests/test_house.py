@@ -34,6 +34,7 @@ ROOMS = {
     "scores": {"metrics", "trace"},
     "peers": {"errors", "model", "settings", "trace"},
     "bench": {"decoders", "errors", "model", "peers", "prompts", "scores", "settings", "trace"},
+    "trial": {"bench", "errors", "model", "prompts", "settings"},
     "calls": {"cache", "checkpoint", "cost", "errors", "layout", "metrics", "model", "scores"},
 }
 
