@@ -24,7 +24,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr
 
-from space_core.bundled import CHECKPOINTS, default_checkpoint
+from space_core import training
+from space_core.bundled import default_checkpoint
 from space_core.errors import (
     CheckpointError,
     PromptError,
@@ -43,13 +44,14 @@ if TYPE_CHECKING:
     from space_core.trace import Step
     from space_core.trial import Trial
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 ASSETS = HERE / "assets"
 STYLES = ("page.css", "replay.css", "inspector.css", "share.css", "tabs.css")
-ARENA = ("dom.js", "lane.js", "chart.js", "replay.js", "race.js")
+ARENA = ("dom.js", "ink.js", "lane.js", "chart.js", "replay.js", "race.js")
 INSPECTOR = ("dom.js", "inspector.js")
 SHARE = ("dom.js", "share.js")
 BENCH = ("dom.js", "bench.js")
+BUILD = ("dom.js", "build.js")
 BENCHMARKS = ASSETS / "benchmarks"
 BENCH_PROMPTS = BENCHMARKS / "prompts.jsonl"
 MAX_BENCH_PROMPTS = 8
@@ -113,6 +115,7 @@ class Loader:
     Attributes:
         lanes: the further lanes that can be asked for; `assisted` only where there is a draft model.
         draft: the draft model of `assisted`, once it is loaded.
+        loads: how often a model was put in the place of another.
     """
 
     def __init__(self, source: str, device: str, dtype: str, draft_source: str | None = None) -> None:
@@ -120,12 +123,22 @@ class Loader:
         self.draft_source = draft_source
         self.lanes = tuple(name for name in FURTHER if draft_source or name != "assisted")
         self.draft: SpaceModel | None = None
+        self.loads = 0
         self.done = threading.Event()
         self._model: SpaceModel | None = None
         self._error = ""
 
     def start(self) -> None:
         threading.Thread(target=self._load, name="load-model", daemon=True).start()
+
+    def switch(self, source: str) -> None:
+        """Load another model in the place of this one; whoever asks meanwhile waits."""
+        self.done.clear()
+        self.loads += 1
+        self.source, self._model, self._error = source, None, ""
+        self.draft_source, self.draft = None, None  # it drafts for the other one
+        self.lanes = tuple(name for name in self.lanes if name != "assisted")
+        self.start()
 
     @property
     def model(self) -> SpaceModel:
@@ -150,9 +163,9 @@ class Loader:
     @property
     def address(self) -> str:
         """What a visitor's own `space_core.load` would open; no folder of this machine is told."""
-        folder = Path(self.source)
-        if folder.resolve().parent == CHECKPOINTS:
-            return f"assets/checkpoints/{folder.name}"
+        folder = Path(self.source).resolve()
+        if folder.is_relative_to(HERE):
+            return folder.relative_to(HERE).as_posix()
         return folder.name if folder.exists() else self.source
 
     def status(self) -> dict[str, str]:
@@ -345,6 +358,7 @@ class Handlers:
             device=str(model.device),
             dtype=_dtype_name(model),
         )
+        race.load = self.loader.loads
         yield frames.encode(race.snapshot()), race
         yield from self._run(race, decoders)
         yield frames.encode(race.snapshot()), race
@@ -386,8 +400,9 @@ class Handlers:
 
         asked = event._data if isinstance(event._data, dict) else {}
         lane, n = asked.get("lane"), asked.get("call")
-        if race is not None and race.foreign and race.id == asked.get("race"):
-            words = "This race came from a file. Press Race, and the calls of your own can be opened."
+        if race is not None and race.id == asked.get("race") and race.load != self.loader.loads:
+            words = "another model ran this race" if race.load >= 0 else "this race came from a file"
+            words = f"This call cannot be opened: {words}. Press Race, and the calls of your own can be."
             return frames.encode(inspect.refusal(race.id, str(lane), n if type(n) is int else 0, words))
         if race is None or race.id != asked.get("race") or lane not in MAIN or type(n) is not int:
             return frames.encode(inspect.refusal("", "", 0, "There is no such call in this race."))
@@ -570,10 +585,82 @@ class Benchmarks:
         ]
 
 
+class Builds:
+    """Events of the build tab. `training` is None where the page may not train."""
+
+    def __init__(self, loader: Loader, training: training.Training | None) -> None:
+        self.loader, self.training = loader, training
+
+    def show(self) -> list[Any]:
+        """How the loaded checkpoint was made: its facts and curves, as far as it brings them."""
+        from space_core.views import building, training
+
+        folder = Path(self.loader.source)
+        found = training.read(folder / "training_log.jsonl")
+        try:
+            manifest = json.loads((folder / "space.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            manifest = None
+        told = building.shown(folder.name, training.facts(manifest, found))
+        drawn = (
+            (found.base_loss or found.heldout_loss, training.base_figure),
+            (found.masks_loss, training.masks_figure),
+            (found.tokens_per_call, training.tokens_figure),
+        )
+        return [
+            frames.encode(told),
+            *(gr.update(value=draw(found) if there else None, visible=bool(there)) for there, draw in drawn),
+        ]
+
+    def run(self) -> Iterator[tuple[str, Any]]:
+        """Train the smoke recipe; yields messages, and at the end whether there is a checkpoint to race."""
+        from space_core.views import building, training
+
+        own = self.training
+        if own is None:
+            raise gr.Error("Training is switched off on this page.", print_exception=False)
+        told = own.run()
+        end = ""
+        with closing(told):
+            while not end:
+                try:
+                    seconds = next(told)
+                except StopIteration as stopped:
+                    end = stopped.value
+                else:
+                    yield frames.encode(building.running(training.read(own.log), seconds)), gr.skip()
+        found = training.read(own.log)
+        words = {
+            "done": "Done: a model and its masks, made from nothing. Race it, and see what it can.",
+            "stopped": "Stopped. “Train” goes on from here.",
+        }
+        state = end if end in words else "failed"
+        message = building.ended(state, found, words.get(end, f"The training failed: {end}"))
+        yield frames.encode(message), gr.update(visible=end == "done")
+
+    def stop(self) -> None:
+        if self.training is not None:
+            self.training.stop()
+
+    def adopt(self) -> tuple[str, gr.Timer, Any, gr.Tabs]:
+        """Race with the checkpoint that was just made."""
+        own = self.training
+        if own is None or not own.finished:
+            raise gr.Error("There is no new checkpoint to race with.", print_exception=False)
+        self.loader.switch(str(own.checkpoint))
+        return (
+            json.dumps(self.loader.status()),
+            gr.Timer(active=True),
+            gr.update(visible=False),
+            gr.Tabs(selected="race"),
+        )
+
+
 # ---------------------------------------------------------------- the page, top to bottom
 
 
-def header(handlers: Handlers) -> None:
+def header(handlers: Handlers) -> tuple[gr.HTML, gr.Timer]:
+    """The chip, and the timer that asks what it says while a model loads."""
     with gr.Row(elem_id="header", equal_height=True):
         gr.Markdown(
             "# SPACE\n"
@@ -592,6 +679,7 @@ def header(handlers: Handlers) -> None:
     poll.tick(
         handlers.status, None, [chip, poll], queue=False, show_progress="hidden", api_visibility="private"
     )
+    return chip, poll
 
 
 def prompt_region() -> gr.Textbox:
@@ -817,17 +905,69 @@ def benchmark_tab(tab: gr.Tab, handlers: Benchmarks) -> None:
     halt.click(handlers.stop, trial, None, **PLUMBING)
 
 
-def build(loader: Loader, deadline: float = 120.0) -> gr.Blocks:
+def build_panel(name: str) -> gr.HTML:
+    return gr.HTML(
+        html_template=f"<section class='build' data-words='{name}-words' hidden></section>",
+        js_on_load=scripts(BUILD),
+        apply_default_css=False,
+        elem_id=f"{name}-panel",
+    )
+
+
+def build_tab(tab: gr.Tab, tabs: gr.Tabs, chip: gr.HTML, poll: gr.Timer, handlers: Builds) -> None:
+    gr.Markdown(
+        "## The model that races\nA base learns Python and writes its own continuations; its masks learn to "
+        "guess those.",
+        elem_classes="section",
+    )
+    made = build_panel("made")
+    curves = plots("base-figure", "masks-figure", "tokens-figure")
+    tab.select(handlers.show, None, [made, *curves], **PLUMBING)
+    if handlers.training is None:
+        gr.Markdown(
+            "## Build your own\nTraining is switched off here. On a machine of your own: "
+            "`python -m finetune build --recipe smoke`, or `python app.py` and this tab.",
+            elem_classes="section",
+            elem_id="build-off",
+        )
+        return
+    gr.Markdown(
+        "## Build your own\nThe smoke recipe, from nothing to a toy that races, takes minutes on two "
+        "cores. Races wait while it trains.",
+        elem_classes="section",
+    )
+    with gr.Row(elem_id="build-buttons"):
+        go = gr.Button("Train", variant="primary", elem_id="build-run")
+        halt = gr.Button("Stop", elem_id="build-stop")
+        adopt = gr.Button("Race with it", visible=False, elem_id="build-adopt")
+    live = build_panel("build")
+    go.click(
+        handlers.run,
+        None,
+        [live, adopt],
+        concurrency_limit=1,
+        concurrency_id="device",  # a race beside it would be no race
+        show_progress="minimal",
+        api_name="train",
+        api_visibility="private",
+    )
+    halt.click(handlers.stop, None, None, **PLUMBING)
+    adopt.click(handlers.adopt, None, [chip, poll, adopt, tabs], **PLUMBING)
+
+
+def build(loader: Loader, deadline: float = 120.0, training: training.Training | None = None) -> gr.Blocks:
     """The page and its events; a race may hold the device for `deadline` seconds."""
     handlers = Handlers(loader, deadline)
     page = gr.Blocks(title="SPACE: same text, fewer calls", analytics_enabled=False)
     with page:
-        header(handlers)
-        with gr.Tabs(elem_id="tabs"):
+        chip, poll = header(handlers)
+        with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Race", id="race"):
                 race_tab(page, handlers)
             with gr.Tab("Benchmark", id="benchmark") as tab:
                 benchmark_tab(tab, Benchmarks(loader, deadline))
+            with gr.Tab("Build", id="build") as tab:
+                build_tab(tab, tabs, chip, poll, Builds(loader, training))
         page.queue(max_size=QUEUE)
     return page
 
@@ -869,6 +1009,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--deadline", type=float, default=env("SPACE_DEADLINE", "120"), help="seconds that a race may take"
     )
+    parser.add_argument(
+        "--allow-training", action="store_true", help="offer training on a hosted page too, where it is off"
+    )
     options = parser.parse_args(arguments)
     try:
         source = options.model or str(default_checkpoint())
@@ -876,7 +1019,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
 
     loader = Loader(source, options.device, options.dtype, options.draft_model)
-    page = build(loader, options.deadline)
+    own = training.Training(HERE) if training.allowed(os.environ, options.allow_training) else None
+    page = build(loader, options.deadline, own)
     page.launch(
         server_name=options.host,
         server_port=options.port,

@@ -82,6 +82,7 @@ class Arena {
     const fresh = (id) => new Lane(id, (lane, call) => this.open(lane, call));
     this.lanes = new Map(ids.map((id) => [id, kept.get(id) ?? fresh(id)]));
     if ([...kept.keys()].join() === ids.join()) return;
+    for (const [id, lane] of kept) if (!this.lanes.has(id)) lane.ink.clear();
     this.row.dataset.lanes = String(ids.length);
     this.row.replaceChildren(...[...this.lanes.values()].map((lane) => lane.root));
   }
@@ -200,6 +201,7 @@ class Arena {
   wake(kind, words, title) {
     this.source(kind, words, title);
     this.replay.wake(this.lanes.values());
+    for (const lane of this.lanes.values()) lane.reach();
   }
 
   source(kind, words = "", title = "") {

@@ -35,6 +35,7 @@ ROOMS = {
     "peers": {"errors", "model", "settings", "trace"},
     "bench": {"decoders", "errors", "model", "peers", "prompts", "scores", "settings", "trace"},
     "trial": {"bench", "errors", "model", "prompts", "settings"},
+    "training": set(),
     "calls": {"cache", "checkpoint", "cost", "errors", "layout", "metrics", "model", "scores"},
 }
 

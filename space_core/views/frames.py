@@ -151,6 +151,8 @@ class Race:
         self.id = secrets.token_hex(4)
         self.state = State.RUNNING
         self.settings = settings
+        self.load = 0 if spellers is None else -1
+        """Which of the models that the page has had ran it; -1 for a race from a file."""
         self._prompt_ids = tuple(prompt_ids)
         self._about = About(
             model=model,

@@ -17,7 +17,7 @@ from space_core.views import frames
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 STYLES: Final = ("page.css", "replay.css", "offline.css")
-SCRIPTS: Final = ("dom.js", "lane.js", "chart.js", "replay.js", "race.js")
+SCRIPTS: Final = ("dom.js", "ink.js", "lane.js", "chart.js", "replay.js", "race.js")
 
 
 def page(frame: frames.Frame) -> str:

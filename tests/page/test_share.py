@@ -152,7 +152,7 @@ def test_a_call_of_an_imported_race_is_refused_with_a_sentence(app: Page, tmp_pa
     open_trace(app, path)
     expect(app.locator("#source .tag")).to_have_text("file")
     app.locator("#text-space .tok").last.click()
-    expect(app.locator(".inspector .story")).to_contain_text("This race came from a file")
+    expect(app.locator(".inspector .story")).to_contain_text("this race came from a file")
     race(app)
     expect(app.locator("#source .tag")).to_have_text("your race")
 
