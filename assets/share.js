@@ -8,7 +8,7 @@ class Share {
   constructor(root) {
     this.root = root;
     root.setAttribute("aria-label", "Share this race");
-    this.title = make("h2", "inside-title", "Share");
+    this.title = make("h2", "share-title", "Share");
     this.title.tabIndex = -1;
     const head = make("header", "inside-head");
     head.append(this.title, button("share-close", "Close (Escape)", "×", () => this.close()));

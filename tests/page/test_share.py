@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlparse
 
 import pytest
 from playwright.sync_api import Page, expect
-from served import BUDGET, HOSTILE, TIMEOUT, Server, choose_grid, prompt, race, set_number, text
+from served import BUDGET, HOSTILE, TIMEOUT, Server, choose_grid, inside, prompt, race, set_number, text
 from test_race import HOSTILE_PROMPT
 from test_replay import by_call, counter, picture
 
@@ -304,4 +304,4 @@ def test_share_fits_a_phone(app: Page) -> None:
     race(app)
     share(app)
     expect(app.locator("#card")).to_be_visible()
-    assert app.evaluate("document.documentElement.scrollWidth") <= 390
+    inside(app, "#share", "#race", "#save-png", "#share-link-copy")
