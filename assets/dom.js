@@ -57,3 +57,13 @@ function read(value) {
     return null;
   }
 }
+
+// Have the browser keep a text (or a Blob) as a file.
+function save(name, type, content) {
+  const url = URL.createObjectURL(new Blob([content], { type }));
+  const link = make("a");
+  link.href = url;
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}

@@ -59,7 +59,7 @@ class Lane {
     this.box.setAttribute("role", "log");
     this.box.setAttribute("aria-live", "off");
     this.box.setAttribute("aria-label", `Text of the ${words.name} lane`);
-    const keys = "Left and right go by call, Enter looks inside the last one shown.";
+    const keys = "Left and right go by call, Enter looks inside the last one shown. Tab goes to the tokens.";
     this.box.setAttribute("aria-description", keys);
     this.box.tabIndex = 0;
     this.prompt = make("span", "prompt-text");
@@ -75,9 +75,16 @@ class Lane {
       const token = event.target.closest(".tok");
       if (token && getSelection().isCollapsed) onOpen(id, Number(token.dataset.call));
     });
+    this.box.addEventListener("focusin", (event) => this.explain(event.target.closest(".tok")));
     this.box.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && this.shown) onOpen(id, this.shown);
+      const token = event.target.closest(".tok");
+      if (token ? this.walk(event, token) : event.key === "Enter" && this.shown) {
+        if (event.key === "Enter") onOpen(id, token ? Number(token.dataset.call) : this.shown);
+        event.preventDefault();
+        event.stopPropagation(); // on a token the arrows are not the replay's
+      }
     });
+    this.ink = new Ink();
 
     const counters = make("dl", "counters");
     this.counters = {};
@@ -100,7 +107,10 @@ class Lane {
     this.opened = Infinity; // the call that stands open below, if it is one of these
     this.last = { stop: null, rest: "" };
     this.budget = about?.budget ?? 0;
+    this.tabbed = false; // whether its tokens can be walked
+    this.stop = null; // the token that Tab goes to
     this.prompt.textContent = about?.prompt ?? "";
+    this.ink.begin(about?.prompt ?? "");
     this.empty.hidden = Boolean(about);
     this.out.replaceChildren();
     this.pending.replaceChildren();
@@ -141,9 +151,9 @@ class Lane {
   write(calls, ended) {
     const follow = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 24;
     if (calls < this.shown) this.cut(calls);
-    const fresh = document.createDocumentFragment();
-    for (let i = this.shown; i < calls; i += 1) fresh.append(...this.spelled(this.calls[i]));
-    this.out.append(fresh);
+    const fresh = this.calls.slice(this.shown, calls).flatMap((call) => this.spelled(call));
+    this.out.append(...fresh);
+    this.ink.grow(fresh);
     this.shown = calls;
     this.ended = ended;
     const guesses = ended ? [] : (this.calls[calls - 1]?.pending ?? []);
@@ -153,6 +163,7 @@ class Lane {
     this.flag.textContent = ended ? (STOPS[this.last.stop] ?? "stopped") : "";
     this.mark("now", calls);
     this.mark("open", this.opened);
+    if (this.tabbed) this.rove(this.stop?.isConnected ? this.stop : null);
     if (follow) this.box.scrollTop = this.box.scrollHeight;
   }
 
@@ -174,7 +185,56 @@ class Lane {
   }
 
   cut(calls) {
+    const inside = this.box !== document.activeElement && this.box.contains(document.activeElement);
     for (let token; (token = this.out.lastChild) && Number(token.dataset.call) > calls; ) token.remove();
+    this.ink.cut(this.out.textContent.length);
+    if (inside && !this.box.contains(document.activeElement)) this.box.focus({ preventScroll: true });
+  }
+
+  // The race is over: Tab goes to one token, the last one at first, and the arrows walk on from there.
+  reach() {
+    this.tabbed = true;
+    this.rove(null);
+  }
+
+  rove(token) {
+    for (const old of this.box.querySelectorAll("[tabindex]")) {
+      old.removeAttribute("tabindex");
+      old.removeAttribute("role");
+    }
+    this.stop = token ?? this.out.lastChild;
+    if (!this.stop) return;
+    this.stop.tabIndex = 0;
+    this.stop.setAttribute("role", "button");
+  }
+
+  // Keys on a token: to the next one, to the next call, to an end; true where one meant something.
+  walk(event, token) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return false;
+    if (event.key === "Enter") return true;
+    if (event.key === "Escape") {
+      this.box.focus({ preventScroll: true });
+      return true;
+    }
+    const tokens = [...this.box.querySelectorAll(".tok")];
+    const at = tokens.indexOf(token);
+    const call = Number(token.dataset.call);
+    const first = (number) => tokens.findIndex((each) => Number(each.dataset.call) === number);
+    const to = {
+      ArrowLeft: at - 1,
+      ArrowRight: at + 1,
+      ArrowUp: first(call - 1),
+      ArrowDown: first(call + 1),
+      Home: 0,
+      End: tokens.length - 1,
+    }[event.key];
+    if (to === undefined) return false;
+    const next = tokens[to];
+    if (next) {
+      this.rove(next);
+      next.focus();
+    }
+    return true;
   }
 
   // The tokens of one call, and no others, get a class.

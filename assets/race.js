@@ -29,6 +29,7 @@ class Arena {
     this.recording = null;
     this.over = false;
     this.asked = 0;
+    this.goal = null; // the call that a link asks for, and of which prompt
     this.lanes = new Map();
     this.chart = new Chart((lane, call) => this.open(lane, call));
     this.replay = new Replay(() => this.paint());
@@ -37,7 +38,11 @@ class Arena {
 
     const foot = make("div", "foot");
     foot.append(this.judgement(), this.chart.root);
-    root.replaceChildren(this.legend(), this.row, this.replay.root, foot);
+    this.notice = make("p", "notice");
+    this.notice.id = "notice";
+    this.notice.setAttribute("role", "status");
+    this.notice.hidden = true;
+    root.replaceChildren(this.notice, this.legend(), this.row, this.replay.root, foot);
     root.addEventListener("keydown", (event) => this.key(event));
     document.addEventListener("space:opened", (event) => this.opened(event.detail));
     this.idle("idle");
@@ -77,6 +82,7 @@ class Arena {
     const fresh = (id) => new Lane(id, (lane, call) => this.open(lane, call));
     this.lanes = new Map(ids.map((id) => [id, kept.get(id) ?? fresh(id)]));
     if ([...kept.keys()].join() === ids.join()) return;
+    for (const [id, lane] of kept) if (!this.lanes.has(id)) lane.ink.clear();
     this.row.dataset.lanes = String(ids.length);
     this.row.replaceChildren(...[...this.lanes.values()].map((lane) => lane.root));
   }
@@ -98,17 +104,39 @@ class Arena {
 
   take(frame) {
     if (frame?.format !== FORMAT) return;
+    if (frame.link) return this.follow(frame.link);
     if (!frame.race) return this.without(frame.state);
     if (frame.race !== this.race) {
       if (frame.kind !== "snapshot") return this.askAgain();
       this.recording = null;
       this.begin(frame, "live");
+      this.notice.hidden = true;
     }
     const whole = this.fold(frame);
     this.root.dataset.state = frame.state;
     if (frame.verdict) this.judge(frame.verdict, this.sentence);
-    if (this.over && whole && this.replay.asleep) this.wake("your race");
+    if (this.over && whole && this.replay.asleep) this.settle();
     else this.paint();
+  }
+
+  // A race is over, or came whole from a file: it can be replayed.
+  settle() {
+    const { source, model, device, dtype, prompt } = this.about;
+    if (source || props.offline) {
+      this.wake(source ? "file" : "replay", `${model} on ${device}, ${dtype}`);
+      if (!props.offline) this.replay.play.focus(); // the field that opened it is gone
+      return;
+    }
+    this.wake("your race");
+    if (this.goal?.prompt === prompt) this.replay.goToCall(this.goal.step);
+    this.goal = null;
+  }
+
+  // A link filled in the page's fields; where it names a call, the replay goes there after the race.
+  follow({ note, step, prompt }) {
+    this.notice.textContent = note;
+    this.notice.hidden = !note;
+    this.goal = step ? { step, prompt } : null;
   }
 
   // No race yet: what is there stays, and can be replayed meanwhile.
@@ -173,6 +201,7 @@ class Arena {
   wake(kind, words, title) {
     this.source(kind, words, title);
     this.replay.wake(this.lanes.values());
+    for (const lane of this.lanes.values()) lane.reach();
   }
 
   source(kind, words = "", title = "") {
@@ -194,6 +223,7 @@ class Arena {
     }
     const space = this.lanes.get("space");
     this.chart.show(space.calls.slice(0, space.known), space.shown);
+    this.root.dataset.call = this.over && !ended ? space.shown : "";
     const mid = Boolean(timeline) && !ended;
     this.verdict.toggleAttribute("data-mid", mid);
     this.note.textContent = mid ? this.midway() : this.resting;
@@ -234,7 +264,7 @@ class Arena {
 
   // Have a call opened below the lanes, once the race is over.
   open(lane, call) {
-    if (!this.over || !call || !MAIN.includes(lane)) return;
+    if (!this.over || !call || !MAIN.includes(lane) || props.offline) return;
     const detail = {
       race: this.race,
       lane,

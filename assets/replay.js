@@ -173,6 +173,11 @@ class Replay {
     this.go(at);
   }
 
+  // Where so many calls of SPACE are over.
+  goToCall(call) {
+    this.go(this.timeline.convert(call, "calls", this.unit));
+  }
+
   go(at) {
     this.at = Math.max(0, Math.min(at, this.timeline.length(this.unit)));
     this.scrubber.value = this.at;

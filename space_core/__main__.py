@@ -152,19 +152,17 @@ def bench_prompts(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             )
             found += bench.summarize(measured)
             skipped |= dict.fromkeys(measured.skipped)
-    result = {
-        "format": bench.FORMAT,
-        **_head(options),
-        **bench.machine(model.device),
-        "model": model.name,
-        "draft": None if draft is None else draft.name,
-        "dtype": ",".join(options.dtype),
-        "settings": settings.to_json(),
-        "repetitions": options.repetitions,
-        "prompts": len(asked) - len({skip.prompt for skip in skipped if skip.turn == 0}),
-        "skipped": scores.to_json([*skipped]),
-        "methods": scores.to_json(found),
-    }
+    result = bench.result(
+        model,
+        draft,
+        options.dtype,
+        settings,
+        options.repetitions,
+        len(asked),
+        found,
+        skipped,
+        _head(options)["command"],
+    )
     tables = scores.report(found, [*skipped], settings.greedy)
     return result, f"{_title(result)}, {result['prompts']} prompts\n\n{tables}"
 

@@ -15,6 +15,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import product
 from pathlib import Path
@@ -29,9 +30,9 @@ from space_core.decoders import space, vanilla
 from space_core.errors import PromptError, SettingError
 from space_core.model import SpaceModel
 from space_core.prompts import Prompt, answer, turn_ids
-from space_core.scores import Run, Skip, Summary, summary
+from space_core.scores import Run, Skip, Summary, summary, to_json
 from space_core.settings import MAX_SEED, Plan, Settings
-from space_core.trace import Trace
+from space_core.trace import Step, Trace
 
 FORMAT = "space-bench/1"
 
@@ -71,10 +72,18 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Runs of each column, in the same order of prompts, turns and repetitions for all of them."""
+    """Runs of each column, in the same order of prompts, turns and repetitions for all of them.
+
+    `halted`: it was broken off; the turn under way counts for no column.
+    """
 
     runs: dict[Column, tuple[Run, ...]]
     skipped: tuple[Skip, ...]
+    halted: bool = False
+
+
+class _Halt(Exception):
+    """Breaks a run off, between two of its calls."""
 
 
 def columns(names: Iterable[str], ks: Sequence[int], plan: Plan | str) -> tuple[Column, ...]:
@@ -115,6 +124,7 @@ def measure(
     draft: SpaceModel | None = None,
     prompt_tokens: int | None = None,
     progress: Callable[[], object] = lambda: None,
+    halt: Callable[[Column], bool] | None = None,
 ) -> Measured:
     """Run every column on every prompt.
 
@@ -126,6 +136,7 @@ def measure(
         prompt_tokens: give every prompt this length: the end of it, behind the prompts before it in
             the list, as often as it takes.
         progress: called after each prompt, warm-up included.
+        halt: asked at every call of the model, for the column under way; True breaks the benchmark off.
 
     Raises:
         CheckpointError: for `assisted` without a draft model of the same vocabulary.
@@ -156,33 +167,53 @@ def measure(
                         request,
                         line,
                         draft,
+                        halt,
                     )
                     for line in (*lines[shift:], *lines[:shift])
                 }
             except PromptError as error:
                 skipped[Skip(prompt.id, turn, str(error))] = None
                 break
+            except _Halt:
+                return _measured(runs, skipped, halted=True)
             for line, (trace, seconds) in done.items():
                 said[line].append(answer(model, trace.output_ids))
                 if repetition is not None:
                     runs[line].append(Run(prompt.id, prompt.category, turn, repetition, trace, seconds))
         progress()
-    return Measured({line: tuple(found) for line, found in runs.items()}, tuple(skipped))
+    return _measured(runs, skipped)
+
+
+def _measured(runs: dict[Column, list[Run]], skipped: Iterable[Skip], halted: bool = False) -> Measured:
+    return Measured({line: tuple(found) for line, found in runs.items()}, tuple(skipped), halted)
 
 
 def _decode(
-    model: SpaceModel, ids: list[int], settings: Settings, line: Column, draft: SpaceModel | None
+    model: SpaceModel,
+    ids: list[int],
+    settings: Settings,
+    line: Column,
+    draft: SpaceModel | None,
+    halt: Callable[[Column], bool] | None,
 ) -> tuple[Trace, float]:
     """One run, and its seconds on the clock."""
+
+    def watch() -> None:
+        if halt is not None and halt(line):
+            raise _Halt
+
     peer = PEERS.get(line.method)
     if peer is not None:
-        trace = peers.run(model, ids, settings, peer, draft)
+        trace = peers.run(model, ids, settings, peer, draft, watch)
         return trace, trace.seconds
     decoder = vanilla
     if line.plan is not None:
         decoder, settings = space, replace(settings, k=line.k, plan=line.plan)
+    steps: list[Step] = []
     start = model.clock()
-    steps = tuple(decoder(model, ids, settings))
+    for step in decoder(model, ids, settings):
+        steps.append(step)
+        watch()
     seconds = model.clock() - start
     trace = Trace(
         model=model.name,
@@ -191,7 +222,7 @@ def _decode(
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         prompt_ids=tuple(ids),
-        steps=steps,
+        steps=tuple(steps),
         settings=settings.to_json(),
     )
     return trace, seconds
@@ -209,6 +240,40 @@ def summarize(measured: Measured) -> tuple[Summary, ...]:
     return tuple(
         summary(str(line.method), line.k, line.plan, runs, reference) for line, runs in measured.runs.items()
     )
+
+
+def result(
+    model: SpaceModel,
+    draft: SpaceModel | None,
+    dtypes: Sequence[str],
+    settings: Settings,
+    repetitions: int,
+    asked: int,
+    found: Sequence[Summary],
+    skipped: Iterable[Skip],
+    command: str,
+) -> dict[str, Any]:
+    """A benchmark as JSON ("space-bench/1").
+
+    Args:
+        asked: prompts that were to be decoded.
+        command: what makes the same once more.
+    """
+    left_out = tuple(skipped)
+    return {
+        "format": FORMAT,
+        "command": command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **machine(model.device),
+        "model": model.name,
+        "draft": None if draft is None else draft.name,
+        "dtype": ",".join(dtypes),
+        "settings": settings.to_json(),
+        "repetitions": repetitions,
+        "prompts": asked - len({skip.prompt for skip in left_out if skip.turn == 0}),
+        "skipped": to_json(list(left_out)),
+        "methods": to_json(list(found)),
+    }
 
 
 def machine(device: torch.device) -> dict[str, Any]:

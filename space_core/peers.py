@@ -14,7 +14,7 @@ import copy
 import functools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -50,12 +50,14 @@ def run(
     settings: Settings,
     method: Peer | str,
     draft: SpaceModel | None = None,
+    watch: Callable[[], object] | None = None,
 ) -> Trace:
     """Decode with one call of `lm.generate`, without a streamer, timed as a whole.
 
     Args:
         method: a `Peer`.
         draft: the smaller model of `assisted`, with the model's own vocabulary.
+        watch: called before each call of `model`; what it raises ends the run.
 
     Returns:
         A trace with one step per call of `model`; calls of `draft` are in the seconds only. What
@@ -66,7 +68,7 @@ def run(
         PromptError: for a prompt that is empty or fills the context.
         CheckpointError: for `assisted` without a draft model, or with one of another vocabulary.
     """
-    request = _Request(model, prompt_ids, settings, method, draft)
+    request = _Request(model, prompt_ids, settings, method, draft, watch)
     with request.dice:
         start = model.clock()
         output = request.generate()
@@ -150,6 +152,7 @@ class _Request:
         settings: Settings,
         method: Peer | str,
         draft: SpaceModel | None,
+        watch: Callable[[], object] | None = None,
     ) -> None:
         try:
             self.method = Peer(method)
@@ -164,7 +167,7 @@ class _Request:
         self.told = 0
         """Calls that have become steps."""
         self.k = 0
-        lm = _twin(model, self.fed)
+        lm = _twin(model, self.fed, watch)
         ids = torch.tensor([self.prompt], device=model.device)
         arguments: dict[str, Any] = {
             "attention_mask": torch.ones_like(ids),
@@ -259,7 +262,7 @@ class _Request:
         return tokens, None if self.left else self.at_budget
 
 
-def _twin(model: SpaceModel, fed: list[Tensor] | None) -> Any:
+def _twin(model: SpaceModel, fed: list[Tensor] | None, watch: Callable[[], object] | None = None) -> Any:
     """The same transformers model as another object, which shares every weight and module.
 
     It has a generation config of its own, since `generate` fills what a request leaves open from
@@ -275,6 +278,8 @@ def _twin(model: SpaceModel, fed: list[Tensor] | None) -> Any:
 
     @functools.wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
+        if watch is not None:
+            watch()
         if fed is not None:
             fed.append(kwargs["input_ids"])
         with model.lock, model.fast():

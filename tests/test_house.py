@@ -37,6 +37,8 @@ ROOMS = {
     "bench": {"decoders", "errors", "model", "peers", "prompts", "scores", "settings", "trace"},
     "overhead": {"bench", "decoders", "metrics", "model", "scores", "settings"},
     "stakes": {"bench", "metrics", "model", "prompts", "scores", "settings"},
+    "trial": {"bench", "errors", "model", "prompts", "settings"},
+    "training": set(),
     "calls": {"cache", "checkpoint", "cost", "errors", "layout", "metrics", "model", "scores"},
 }
 

@@ -50,7 +50,11 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One method's line; `quartiles` are the first and the third of its speed-up, run by run."""
+    """One method's line; `quartiles` are the first and the third of its speed-up, run by run.
+
+    `acceptance`: share of calls whose draft i stood, of those that verified a draft i. `histogram`: calls
+    by their tokens. Both may be empty.
+    """
 
     method: str
     k: int
@@ -61,6 +65,13 @@ class Score:
     quartiles: tuple[float, float]
     identical: float
     looping: float
+    tokens_per_second: float = 0.0
+    acceptance: tuple[float, ...] = ()
+    histogram: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}, k = {self.k}" if self.k else self.method
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +179,9 @@ def _score(fields: _Fields) -> Score:
         quartiles=(low, high),
         identical=fields.number("identical_to_vanilla"),
         looping=fields.inside("loops").number("share"),
+        tokens_per_second=fields.number("tokens_per_second") if "tokens_per_second" in fields.row else 0.0,
+        acceptance=fields.shares("acceptance_by_position"),
+        histogram=fields.counts("tokens_per_call_histogram"),
     )
 
 
@@ -220,6 +234,23 @@ class _Fields:
             raise self.wrong(name)
         low, middle, high = (self._number(name, value) for value in values)
         return low, middle, high
+
+    def shares(self, name: str) -> tuple[float, ...]:
+        """A list of numbers, empty where there is none."""
+        values = self.row.get(name, [])
+        if not isinstance(values, list):
+            raise self.wrong(name)
+        return tuple(self._number(name, value) for value in values)
+
+    def counts(self, name: str) -> tuple[tuple[int, int], ...]:
+        """Numbers by a whole number, which JSON writes as text; empty where there are none."""
+        values = self.row.get(name, {})
+        if not isinstance(values, dict) or not all(
+            key.isascii() and key.isdecimal() and len(key) < 7 for key in values
+        ):
+            raise self.wrong(name)
+        counts = _Fields(self.file, values)
+        return tuple(sorted((int(key), counts.whole(key)) for key in values))
 
     def inside(self, name: str) -> _Fields:
         return _Fields(self.file, self.row.get(name))

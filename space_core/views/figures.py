@@ -1,4 +1,4 @@
-"""Plotly figures of a finished race, and of the ablation. The only room that knows plotly.
+"""Plotly figures of a finished race and of the ablation, and what all figures have in common (`base`).
 
 Backgrounds are transparent, since the page is light or dark; a line's dash and the labels say
 again what colour says.
@@ -39,7 +39,7 @@ DASHES = {
 
 def calls_figure(space: Trace) -> go.Figure:
     """Tokens of each SPACE call by origin, their running mean, and the ceiling k + 1."""
-    figure = _figure("Tokens of each SPACE call", "call", space.k + 1.6)
+    figure = base("Tokens of each SPACE call", "call", space.k + 1.6)
     calls = list(range(1, space.calls + 1))
     for origin in Origin:
         counts = [sum(o is origin for o in step.origins) for step in space.steps]
@@ -69,7 +69,7 @@ def calls_figure(space: Trace) -> go.Figure:
 
 def clock_figure(space: Trace, vanilla: Trace, *others: Trace) -> go.Figure:
     """Tokens of every lane over the seconds of its own calls: the race as the clock saw it."""
-    figure = _figure("Tokens over each lane's own seconds", "seconds", None)
+    figure = base("Tokens over each lane's own seconds", "seconds", None)
     for trace in (vanilla, *others, space):
         name = NAMES[trace.method]
         figure.add_scatter(
@@ -113,7 +113,8 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [total / count for count, total in enumerate(accumulate(values), 1)]
 
 
-def _figure(title: str, x_title: str, y_max: float | None) -> go.Figure:
+def base(title: str, x_title: str, y_max: float | None, height: int = 320) -> go.Figure:
+    """An empty figure in the page's looks; `y_max` None leaves the axis to its data."""
     axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID}
     return go.Figure(
         layout={
@@ -124,7 +125,7 @@ def _figure(title: str, x_title: str, y_max: float | None) -> go.Figure:
             "font": {"color": INK, "size": 12, "family": FONT},
             "barmode": "stack",
             "bargap": 0.15,
-            "height": 320,
+            "height": height,
             "margin": {"l": 44, "r": 16, "t": 44, "b": 84},
             "legend": {"orientation": "h", "y": -0.3, "x": 0},
             "xaxis": {"title": {"text": x_title, "standoff": 6}, "rangemode": "tozero", **axis},

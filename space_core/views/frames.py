@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Final, Literal, NotRequired, TypedDict
+from typing import Any, Final, Literal, NotRequired, Protocol, TypedDict
 
 from space_core.detokenize import Detokenizer
 from space_core.settings import Settings
@@ -73,7 +73,7 @@ class Tally(TypedDict):
 
 
 class About(TypedDict):
-    """What races, and under which settings."""
+    """What races, and under which settings. `source` is there for a race that was not run here."""
 
     model: str
     device: str
@@ -82,10 +82,19 @@ class About(TypedDict):
     budget: int
     temperature: float
     prompt: str
+    source: NotRequired[Literal["file"]]
+
+
+class Link(TypedDict):
+    """What a permalink asks of the viewer: a note, and the call to go to once its prompt has raced."""
+
+    note: str
+    step: int
+    prompt: str
 
 
 class Frame(TypedDict):
-    """One message to a viewer. `about` and `verdict` come with snapshots only."""
+    """One message to a viewer. `about` and `verdict` come with snapshots only, `link` without a race."""
 
     format: Literal["space-frames/1"]
     kind: Literal["delta", "snapshot"]
@@ -95,6 +104,23 @@ class Frame(TypedDict):
     calls: list[Call]
     about: NotRequired[About]
     verdict: NotRequired[Verdict | None]
+    link: NotRequired[Link]
+
+
+class Speller(Protocol):
+    """The text of one lane's tokens, asked for step by step and in this order."""
+
+    def emitted(self, step: Step) -> list[str]:
+        """A piece for each emitted token; joined with all others they are the lane's text."""
+
+    def drafts(self, step: Step) -> list[str]:
+        """A piece for each draft that the step verified, as it would have read."""
+
+    def new_drafts(self, step: Step) -> list[str]:
+        """A piece for each new draft, behind what the step emitted."""
+
+    def rest(self) -> str:
+        """Text that belongs to no token; asked once, behind the last step."""
 
 
 class Race:
@@ -103,10 +129,11 @@ class Race:
     Args:
         lanes: their names (`views.lanes`), in the order in which they are shown; SPACE and vanilla
             among them.
-        tokenizer: of transformers, to spell tokens.
+        tokenizer: of transformers, to spell tokens; None where `spellers` do.
         prompt_ids, prompt: what all lanes continue.
         settings: the request.
         model, device, dtype: what runs, as text.
+        spellers: of each lane, for a race whose text comes from a file.
     """
 
     def __init__(
@@ -119,10 +146,13 @@ class Race:
         model: str = "",
         device: str = "",
         dtype: str = "",
+        spellers: Mapping[str, Speller] | None = None,
     ) -> None:
         self.id = secrets.token_hex(4)
         self.state = State.RUNNING
         self.settings = settings
+        self.load = 0 if spellers is None else -1
+        """Which of the models that the page has had ran it; -1 for a race from a file."""
         self._prompt_ids = tuple(prompt_ids)
         self._about = About(
             model=model,
@@ -133,9 +163,26 @@ class Race:
             temperature=settings.temperature,
             prompt=prompt,
         )
-        self._lanes = {name: _Lane(name, tokenizer, prompt_ids) for name in lanes}
+        if spellers is None:
+            spellers = {name: Tokens(tokenizer, prompt_ids) for name in lanes}
+        else:
+            self._about["source"] = "file"
+        self._lanes = {name: _Lane(name, spellers[name]) for name in lanes}
         self._calls: list[Call] = []
         self._sent = 0
+
+    @property
+    def about(self) -> About:
+        return self._about
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the race was read from a file, and not run here."""
+        return "source" in self._about
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        return tuple(self._lanes)
 
     def add(self, lane: str, step: Step) -> None:
         """Take in the next step of a lane. One that was under way when the race ended counts no more."""
@@ -205,12 +252,10 @@ class Race:
 class _Lane:
     """One lane: its steps, its text, its counters."""
 
-    def __init__(self, name: str, tokenizer: Any, prompt_ids: Sequence[int]) -> None:
+    def __init__(self, name: str, speller: Speller) -> None:
         self.name = name
         self.steps: list[Step] = []
-        self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
-        self._ids = list(prompt_ids)
+        self._speller = speller
         self._pieces: list[str] = []
         self._rest: str | None = None
         self._seconds = 0.0
@@ -222,7 +267,7 @@ class _Lane:
         return "".join(self._pieces) + (self._rest or "")
 
     def add(self, step: Step) -> Call:
-        pieces = self._detokenizer.feed(step.emitted)
+        pieces = self._speller.emitted(step)
         call = Call(
             lane=self.name,
             n=len(self.steps) + 1,
@@ -234,23 +279,22 @@ class _Lane:
             call["verified"] = len(step.drafts)
             call["accepted"] = step.accepted
             if self._pending[: len(step.drafts)] != step.drafts:
-                call["drafts"] = self._spell(step.drafts, step.draft_probs)
+                call["drafts"] = _guesses(self._speller.drafts(step), step.draft_probs)
         if step.groups:
             call["groups"] = list(step.groups)
-        self._ids.extend(step.emitted)
         self._pieces.extend(pieces)
         self._seconds += step.seconds
         self._tokens += len(step.emitted)
         self.steps.append(step)
         self._pending = step.new_drafts
         if step.stop is None and step.new_drafts:
-            call["pending"] = self._spell(step.new_drafts, step.new_draft_probs)
+            call["pending"] = _guesses(self._speller.new_drafts(step), step.new_draft_probs)
         return call
 
     def tally(self, over: bool) -> Tally:
         stop = self.steps[-1].stop if self.steps else None
         if self._rest is None and (over or stop):
-            self._rest = self._detokenizer.flush()
+            self._rest = self._speller.rest()
         calls, tokens, seconds = len(self.steps), self._tokens, self._seconds
         return Tally(
             calls=calls,
@@ -262,11 +306,35 @@ class _Lane:
             stop=None if stop is None else str(stop),
         )
 
-    def _spell(self, drafts: Sequence[int], probs: Sequence[float]) -> list[Guess]:
-        """Drafts as they would read behind the text so far."""
-        pieces = Detokenizer(self._tokenizer, self._ids[-CONTEXT:]).feed(drafts)
-        known = [round(p, 3) for p in probs] + [None] * (len(drafts) - len(probs))
-        return list(zip(pieces, known, strict=True))
+
+class Tokens:
+    """A `Speller` by the tokenizer."""
+
+    def __init__(self, tokenizer: Any, prompt_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
+        self._before = list(prompt_ids)
+        self._ids = list(prompt_ids)
+
+    def emitted(self, step: Step) -> list[str]:
+        self._before = self._ids[-CONTEXT:]
+        self._ids.extend(step.emitted)
+        return self._detokenizer.feed(step.emitted)
+
+    def drafts(self, step: Step) -> list[str]:
+        return Detokenizer(self._tokenizer, self._before).feed(step.drafts)
+
+    def new_drafts(self, step: Step) -> list[str]:
+        return Detokenizer(self._tokenizer, self._ids[-CONTEXT:]).feed(step.new_drafts)
+
+    def rest(self) -> str:
+        return self._detokenizer.flush()
+
+
+def _guesses(pieces: Sequence[str], probs: Sequence[float]) -> list[Guess]:
+    # In two steps, so that a race that went through a file, whose traces keep six places, says the same.
+    known = [round(round(p, 6), 3) for p in probs] + [None] * (len(pieces) - len(probs))
+    return list(zip(pieces, known, strict=True))
 
 
 def empty(state: State) -> Frame:
@@ -274,7 +342,17 @@ def empty(state: State) -> Frame:
     return Frame(format=FORMAT, kind="snapshot", race="", state=str(state), lanes={}, calls=[])
 
 
-def encode(frame: Frame) -> str:
-    """A frame as JSON text that holds no markup, even for someone who takes it for HTML."""
-    text = json.dumps(frame, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+def linked(note: str, step: int, prompt: str) -> Frame:
+    """What a permalink asks, before any race."""
+    frame = empty(State.WAITING)
+    frame["link"] = Link(note=note, step=step, prompt=prompt)
+    return frame
+
+
+def encode(value: Any) -> str:
+    """A frame (or any JSON) as text that holds no markup, even for someone who takes it for HTML or
+    for JavaScript."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for sign in "&<>\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text

@@ -47,6 +47,8 @@ def verdict(space: Trace, vanilla: Trace, others: Sequence[Trace] = (), stopped:
         others: the further lanes' runs, by their `method`.
         stopped: the race was broken off (`space.stop` says why), so the lanes hold what they had.
     """
+    if not stopped and bool(space.steps) != bool(vanilla.steps):
+        return _alone(space if space.steps else vanilla)
     if not space.steps or not vanilla.steps:
         return Verdict(
             headline="Stopped",
@@ -78,6 +80,21 @@ def verdict(space: Trace, vanilla: Trace, others: Sequence[Trace] = (), stopped:
         identical=identical,
         tone=tone,
         speedup=None if speedup is None else round(speedup, 4),
+    )
+
+
+def _alone(trace: Trace) -> Verdict:
+    """A run that nothing ran against."""
+    return Verdict(
+        headline=f"{trace.tokens_per_call:.1f} tokens per call",
+        sentence=(
+            f"{NAMES[trace.method]} alone: {_count(len(trace.output_ids), 'token')} in "
+            f"{_count(trace.calls, 'call')}, {trace.seconds:.2f} s. Nothing ran against it."
+        ),
+        badge="not compared",
+        identical=None,
+        tone="even",
+        speedup=None,
     )
 
 

@@ -1,7 +1,8 @@
 """Pictures of the page, made anew: python tests/page/screenshots.py [--model DIR] [--all]
 
 Starts the page with the given model (the bundled one by default) in Chromium and writes race.png and
-inspector.png to assets/screenshots; with --all, also phone, dark, the page as it opens, and in mid-race.
+inspector.png to assets/screenshots; with --all, also phone, dark, the page as it opens, in mid-race, and
+the other regions and tabs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 from served import CHROMIUM, FLAGS, ROOT, answers, free_port, under_way
 
-DESKTOP, TALL, PHONE = (1280, 800), (1280, 1100), (390, 844)
+DESKTOP, TALL, LONG, PHONE = (1280, 800), (1280, 1100), (1280, 1500), (390, 844)
 STANDING = ("race", "inspector")
 SHOTS = {
     "race": (DESKTOP, "light", "after"),
@@ -32,6 +33,15 @@ SHOTS = {
     "race-mid-dark": (DESKTOP, "dark", "mid"),
     "race-phone": (PHONE, "light", "after"),
     "race-phone-dark": (PHONE, "dark", "after"),
+    "share": (LONG, "light", "share"),
+    "share-dark": (LONG, "dark", "share"),
+    "share-phone": (PHONE, "light", "share"),
+    "benchmark": (LONG, "light", "benchmark"),
+    "benchmark-dark": (LONG, "dark", "benchmark"),
+    "benchmark-phone": (PHONE, "light", "benchmark"),
+    "build": (DESKTOP, "light", "build"),
+    "build-dark": (DESKTOP, "dark", "build"),
+    "build-phone": (PHONE, "dark", "build"),
 }
 
 
@@ -87,8 +97,28 @@ def act(page: Page, phase: str) -> None:
         page.click("#replay-play")
     elif phase == "inspector":
         look_inside(page)
+    elif phase == "share":
+        run(page, "after")
+        page.click("#share")
+        page.wait_for_selector(".share:not([hidden])")
+        page.wait_for_timeout(500)
+    elif phase in ("benchmark", "build"):
+        look_at_tab(page, phase)
     else:
         run(page, phase)
+
+
+def look_at_tab(page: Page, name: str) -> None:
+    """A tab with its figures; the benchmark's also with a small run."""
+    page.wait_for_selector('.chip[data-state="ready"]', timeout=120_000)
+    page.click(f"button[role=tab]:has-text('{name.capitalize()}')")
+    last = {"benchmark": "#paper-figure", "build": "#tokens-figure"}[name]
+    page.wait_for_selector(f"{last} .js-plotly-plot")
+    if name == "benchmark":
+        page.click("#bench-run")
+        page.wait_for_selector('.bench[data-state="done"]', timeout=120_000)
+        page.wait_for_selector("#here-histogram-figure .js-plotly-plot")
+    page.wait_for_timeout(1500)
 
 
 def look_inside(page: Page) -> None:

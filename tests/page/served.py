@@ -102,3 +102,13 @@ def choose_grid(page: Page) -> None:
     """The paper's calls: with the planner's the rows depend on measured times."""
     page.click("#more > .label-wrap")
     page.check("#plan input[value=grid]")
+
+
+def inside(page: Page, *names: str) -> None:
+    """Nothing scrolls sideways, and these stand within the window: what overflows can be hidden."""
+    width = page.evaluate("document.documentElement.clientWidth")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for name in names:
+        box = page.locator(name).bounding_box()
+        assert box is not None, name
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width, (name, box)

@@ -1,0 +1,198 @@
+"""A build's log and recipe: curves by plotly, and short series for the browser while it runs.
+
+The log is JSON lines, as `finetune` writes it: {"stage", "step", "seconds", …} with a loss, a held-out
+loss or tokens per call. Lines that are none of these are passed over: the last one may be half written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import plotly.graph_objects as go
+
+from space_core.views.figures import base
+from space_core.views.inks import ACCENT, INK
+
+MAX_LINES: Final = 20_000
+MAX_POINTS: Final = 400
+"""Points of a curve that are drawn: more than a figure has pixels for are thinned out."""
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """(step, value) series of one build."""
+
+    base_loss: tuple[Point, ...] = ()
+    heldout_loss: tuple[Point, ...] = ()
+    masks_loss: tuple[Point, ...] = ()
+    tokens_per_call: tuple[Point, ...] = ()
+    seconds: float = 0.0
+    """Of all stages together."""
+    stage: str = ""
+    """Of the last line."""
+    step: int = 0
+
+
+def read(path: Path) -> Curves:
+    """A log's curves; empty where there is no file."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return curves(line for _, line in zip(range(MAX_LINES), file, strict=False))
+    except OSError:
+        return Curves()
+
+
+def curves(lines: Iterable[str]) -> Curves:
+    series: dict[str, list[Point]] = {"base": [], "heldout": [], "masks": [], "tokens": []}
+    seconds: dict[str, float] = {}
+    stage, step = "", 0
+    for line in lines:
+        row = _row(line)
+        if row is None:
+            continue
+        stage, step = row["stage"], row["step"]
+        masks = stage.startswith("masks")
+        for name, key in (
+            ("masks" if masks else "base", "loss"),
+            ("heldout", "heldout_loss"),
+            ("tokens", "tokens_per_call"),
+        ):
+            value = _number(row.get(key))
+            if value is not None:
+                series[name].append((float(step), value))
+        seconds[stage] = max(seconds.get(stage, 0.0), _number(row.get("seconds")) or 0.0)
+    return Curves(
+        base_loss=tuple(series["base"]),
+        heldout_loss=tuple(series["heldout"]),
+        masks_loss=tuple(series["masks"]),
+        tokens_per_call=tuple(series["tokens"]),
+        seconds=sum(seconds.values()),
+        stage=stage,
+        step=step,
+    )
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    sound = isinstance(row, dict) and isinstance(row.get("stage"), str)
+    if not sound or not isinstance(row.get("step"), int) or isinstance(row["step"], bool):
+        return None
+    return dict(row)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
+        return None
+    return float(value)
+
+
+def thinned(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
+    """At most so many of the points, both ends among them."""
+    if len(points) <= most:
+        return list(points)
+    last = len(points) - 1
+    return [points[round(i * last / (most - 1))] for i in range(most)]
+
+
+def base_figure(found: Curves) -> go.Figure:
+    """The base's loss on its batches and on held-out text."""
+    figure = base("The base learns: loss by step", "step", None)
+    _faint(figure, found.base_loss, "a batch’s loss")
+    _line(figure, found.heldout_loss, "held-out loss")
+    figure.update_yaxes(rangemode="normal")
+    return figure
+
+
+def masks_figure(found: Curves) -> go.Figure:
+    """The masks' loss on its batches, and its mean over the last of them."""
+    figure = base("The masks learn: loss by step", "step", None)
+    _faint(figure, found.masks_loss, "a batch’s loss")
+    width = max(1, len(found.masks_loss) // 20)
+    values = [value for _, value in found.masks_loss]
+    means = [
+        (at, sum(values[max(0, i - width + 1) : i + 1]) / (i + 1 - max(0, i - width + 1)))
+        for i, (at, _) in enumerate(found.masks_loss)
+    ]
+    _line(figure, means, f"mean of {width} of them" if width > 1 else "the same", markers=False)
+    figure.update_yaxes(rangemode="normal")
+    return figure
+
+
+def tokens_figure(found: Curves) -> go.Figure:
+    """Tokens per call on the prompts that the build watches."""
+    figure = base("Tokens per call on held-out prompts", "step of the masks’ training", None)
+    _line(figure, found.tokens_per_call, "tokens per call")
+    figure.add_hline(
+        y=1,
+        line={"color": INK, "width": 1, "dash": "dash"},
+        annotation={"text": "plain decoding", "font": {"size": 11}},
+    )
+    return figure
+
+
+def _faint(figure: go.Figure, points: Sequence[Point], name: str) -> None:
+    drawn = thinned(points)
+    figure.add_scatter(
+        x=[x for x, _ in drawn],
+        y=[y for _, y in drawn],
+        name=name,
+        mode="lines",
+        line={"color": "rgba(128, 136, 150, 0.6)", "width": 1},
+        hovertemplate="step %{x}: %{y:.3f}<extra></extra>",
+    )
+
+
+def _line(figure: go.Figure, points: Sequence[Point], name: str, markers: bool = True) -> None:
+    drawn = thinned(points)
+    figure.add_scatter(
+        x=[x for x, _ in drawn],
+        y=[y for _, y in drawn],
+        name=name,
+        mode="lines+markers" if markers else "lines",
+        line={"color": ACCENT, "width": 2},
+        hovertemplate=f"step %{{x}}: %{{y:.3f}} ({name})<extra></extra>",
+    )
+
+
+def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
+    """What is worth knowing of a checkpoint's making, from its space.json: names and values, as text."""
+    told = manifest if isinstance(manifest, dict) else {}
+    recipe = _table(told, "recipe")
+    shape, pretrain, masks = (_table(recipe, name) for name in ("base", "pretrain", "masks"))
+    distill, evaluation = _table(recipe, "distill"), _table(told, "evaluation")
+    pairs = [
+        ("recipe", recipe.get("name")),
+        ("parameters", _grouped(told.get("parameters"))),
+        ("base", _join(("layers", shape.get("layers")), ("hidden", shape.get("hidden")))),
+        ("base steps", _join(("", pretrain.get("steps")), ("windows each", pretrain.get("batch")))),
+        ("own outputs", _grouped(distill.get("prompts"))),
+        ("masks", _join(("k", masks.get("k")), ("rank", masks.get("rank")), ("", masks.get("method")))),
+        ("masks’ steps", _grouped(masks.get("steps"))),
+        ("logged time", f"{found.seconds / 60:.0f} minutes" if found.seconds else None),
+        ("held-out loss", evaluation.get("heldout_loss")),
+        ("bits per byte", evaluation.get("bits_per_byte")),
+        ("tokens per call, held-out", _table(evaluation, "heldout_prompts").get("tokens_per_call")),
+    ]
+    return [(name, " ".join(str(value).split())[:80]) for name, value in pairs if value not in (None, "")]
+
+
+def _table(row: Any, name: str) -> dict[str, Any]:
+    value = row.get(name) if isinstance(row, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _grouped(value: Any) -> str | None:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _join(*pairs: tuple[str, Any]) -> str | None:
+    words = [f"{value} {name}".strip() for name, value in pairs if value is not None]
+    return ", ".join(words) or None

@@ -1,0 +1,190 @@
+"""A build's log and recipe as shown, and a training run started, watched and stopped."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from space_core.training import Training, allowed
+from space_core.views import building, training
+
+LOG = "\n".join(
+    [
+        *(
+            json.dumps({"stage": "pretrain", "step": s, "loss": 8 - s / 10, "seconds": float(s)})
+            for s in (10, 20)
+        ),
+        json.dumps({"stage": "pretrain", "step": 20, "heldout_loss": 5.5, "seconds": 21.0}),
+        json.dumps({"stage": "masks-gated", "step": 0, "tokens_per_call": 1.1, "seconds": 0.0}),
+        json.dumps({"stage": "masks-gated", "step": 10, "loss": 4.0, "seconds": 7.0}),
+        json.dumps({"stage": "masks-gated", "step": 10, "tokens_per_call": 1.9, "seconds": 7.5}),
+        "not json",
+        '{"stage": "masks-gated", "step": 20, "loss": NaN}',
+        '{"stage": "masks-gated", "step": true, "loss": 1}',
+        '{"stage": 7, "step": 1}',
+        '{"stage": "masks-gated", "step": 20, "lo',
+    ]
+)
+
+
+def test_a_log_becomes_curves_and_broken_lines_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(LOG)
+    found = training.read(tmp_path / "log.jsonl")
+    assert found.base_loss == ((10, 7.0), (20, 6.0))
+    assert found.heldout_loss == ((20, 5.5),)
+    assert found.masks_loss == ((10, 4.0),)
+    assert found.tokens_per_call == ((0, 1.1), (10, 1.9))
+    assert found.seconds == 28.5
+    assert (found.stage, found.step) == ("masks-gated", 20)
+    assert training.read(tmp_path / "missing.jsonl") == training.Curves()
+
+
+def test_curves_are_drawn_as_they_are() -> None:
+    found = training.curves(LOG.splitlines())
+    batches, heldout = training.base_figure(found).data
+    assert list(batches.y) == [7.0, 6.0]
+    assert list(heldout.x) == [20] and list(heldout.y) == [5.5]
+    (tokens,) = training.tokens_figure(found).data
+    assert list(tokens.y) == [1.1, 1.9]
+    assert list(training.masks_figure(found).data[0].y) == [4.0]
+
+
+def test_the_masks_mean_is_over_the_last_losses() -> None:
+    points = tuple((float(i), float(i % 2)) for i in range(40))
+    _, mean = training.masks_figure(training.Curves(masks_loss=points)).data
+    assert list(mean.y)[:3] == [0.0, 0.5, 0.5]
+
+
+def test_long_curves_are_thinned_and_keep_their_ends() -> None:
+    points = [(float(i), 0.0) for i in range(10_001)]
+    drawn = training.thinned(points, 400)
+    assert len(drawn) == 400
+    assert (drawn[0], drawn[-1]) == (points[0], points[-1])
+    assert drawn == sorted(set(drawn))
+    assert training.thinned(points[:3], 400) == points[:3]
+
+
+def test_facts_are_the_manifests() -> None:
+    manifest = {
+        "parameters": 5_800_000,
+        "recipe": {"name": "mini", "base": {"layers": 6, "hidden": 256}, "masks": {"k": 5, "rank": 32}},
+        "evaluation": {"heldout_loss": 2.5, "heldout_prompts": {"tokens_per_call": 3.25}},
+    }
+    told = dict(training.facts(manifest, training.curves(LOG.splitlines())))
+    assert told["recipe"] == "mini"
+    assert told["parameters"] == "5,800,000"
+    assert told["base"] == "6 layers, 256 hidden"
+    assert told["masks"] == "5 k, 32 rank"
+    assert told["tokens per call, held-out"] == "3.25"
+    assert "masks’ steps" not in told
+
+
+@pytest.mark.parametrize("manifest", [None, [], {}, {"recipe": 7}, {"recipe": {"base": []}, "evaluation": 1}])
+def test_a_checkpoint_that_says_nothing_has_no_facts(manifest: object) -> None:
+    assert training.facts(manifest, training.Curves()) == []
+    assert "says nothing" in building.shown("m", [])["words"]
+
+
+def test_a_running_build_tells_stage_step_and_series() -> None:
+    told = building.running(training.curves(LOG.splitlines()), 12.3)
+    assert told["words"] == "training the masks, step 20 · 12 s"
+    assert [series["name"] for series in told["series"]] == ["loss of the base", "tokens per call"]
+    assert building.running(training.Curves(), 1)["words"] == "reading the corpus · 1 s"
+
+
+@pytest.mark.parametrize(
+    "environment, asked, may",
+    [
+        ({}, False, True),
+        ({"SPACE_HOSTED": "1"}, False, False),
+        ({"SPACE_HOSTED": "0"}, False, True),
+        ({"SPACE_ID": "someone/space"}, False, False),
+        ({"SPACE_ID": "someone/space", "SPACE_HOSTED": "1"}, True, True),
+    ],
+)
+def test_training_is_the_owners(environment: dict[str, str], asked: bool, may: bool) -> None:
+    assert allowed(environment, asked) is may
+
+
+class Quick(Training):
+    """Runs a script of the test's in the place of a build."""
+
+    script = ""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", self.script, str(self._run_folder())]
+
+
+def drain(own: Training) -> str:
+    told = own.run()
+    while True:
+        try:
+            next(told)
+        except StopIteration as stopped:
+            return str(stopped.value)
+
+
+FINISH = (
+    "import pathlib, sys; out = pathlib.Path(sys.argv[1]) / 'checkpoint'; out.mkdir(exist_ok=True);"
+    "(out / 'space.json').write_text('{}')"
+)
+
+
+def test_a_run_to_its_end_and_the_next_one_is_another(tmp_path: Path) -> None:
+    own = Quick(tmp_path)
+    own.script = FINISH
+    assert drain(own) == "done"
+    first = own.checkpoint
+    assert own.finished and (first / "space.json").is_file()
+    own.script = "raise SystemExit('the corpus is gone')"
+    told = own.run()
+    next(told, None)
+    told.close()
+    assert own.checkpoint.parent.parent == tmp_path / "runs"
+
+
+def test_a_run_that_fails_tells_its_last_line(tmp_path: Path) -> None:
+    own = Quick(tmp_path)
+    own.script = "print('first'); raise SystemExit('the corpus is gone')"
+    assert drain(own) == "the corpus is gone"
+    own.script = "raise SystemExit(0)"
+    assert "exit code 0" in drain(own), "ended well, but there is no checkpoint"
+
+
+def test_a_run_is_stopped_and_goes_on_in_its_folder(tmp_path: Path) -> None:
+    own = Quick(tmp_path)
+    own.script = "import time; time.sleep(60)"
+    told = own.run()
+    next(told)
+    time.sleep(0.3)
+    own.stop()
+    with pytest.raises(StopIteration) as end:
+        while True:
+            next(told)
+    assert end.value.value == "stopped"
+    folder = own.checkpoint
+    own.script = FINISH
+    assert drain(own) == "done"
+    assert own.checkpoint == folder
+
+
+def test_closing_a_run_ends_its_process(tmp_path: Path) -> None:
+    own = Quick(tmp_path)
+    own.script = "import time; time.sleep(60)"
+    told = own.run()
+    next(told)
+    process = own.process
+    assert process is not None and process.poll() is None
+    told.close()
+    assert process.poll() is not None
+
+
+def test_the_command_is_one_that_finetune_takes(tmp_path: Path) -> None:
+    from finetune.__main__ import _parser
+
+    options = _parser().parse_args(Training(tmp_path).command()[3:])
+    assert (options.command, options.recipe) == ("build", "smoke")
