@@ -91,7 +91,7 @@ def clock_figure(space: Trace, vanilla: Trace, *others: Trace) -> go.Figure:
 def ablation_figure(result: Result) -> go.Figure:
     """Tokens per call of each variant, the range of its seeds as an error bar."""
     lines = result.lines
-    figure = _figure(f"Tokens per call after {result.seconds:g} s of training", "", None)
+    figure = base(f"Tokens per call after {result.seconds:g} s of training", "", None)
     figure.add_bar(
         x=[line.name for line in lines],
         y=[line.tokens_per_call for line in lines],
