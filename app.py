@@ -27,7 +27,7 @@ import gradio as gr
 from space_core.bundled import default_checkpoint
 from space_core.errors import CheckpointError, PromptError, SettingError, SpaceError
 from space_core.settings import MAX_K, Plan, Settings
-from space_core.views import frames, recording
+from space_core.views import frames, recording, walk
 from space_core.views.lanes import FURTHER, MAIN
 
 if TYPE_CHECKING:
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 ASSETS = HERE / "assets"
-STYLES = ("page.css", "replay.css", "inspector.css")
+STYLES = ("page.css", "replay.css", "inspector.css", "learn.css")
 ARENA = ("dom.js", "lane.js", "chart.js", "replay.js", "race.js")
-INSPECTOR = ("dom.js", "inspector.js")
+INSPECTOR = ("dom.js", "call.js", "inspector.js")
+LEARN = ("dom.js", "call.js", "lessons.js", "lessons-call.js", "learn.js")
 
 FRAMES_PER_SECOND = 25
 QUEUE = 16
@@ -481,22 +482,36 @@ def figures_region() -> list[gr.Plot]:
         ]
 
 
+def learn_region() -> gr.HTML:
+    return gr.HTML(
+        html_template="<section class='learn'></section>",
+        js_on_load=scripts(LEARN),
+        walk=walk.page(),  # recorded: it needs no model
+        apply_default_css=False,
+        elem_id="learn",
+    )
+
+
 def build(loader: Loader, deadline: float = 120.0) -> gr.Blocks:
     """The page and its events; a race may hold the device for `deadline` seconds."""
     handlers = Handlers(loader, deadline)
     page = gr.Blocks(title="SPACE: same text, fewer calls", analytics_enabled=False)
     with page:
         header(handlers)
-        with gr.Row(elem_id="request"):
-            prompt = prompt_region()
-            with gr.Column(scale=10, min_width=300, elem_id="controls"):
-                settings = settings_region(loader.lanes)
-                with gr.Row(elem_id="buttons"):
-                    go = gr.Button("Race", variant="primary", elem_id="race")
-                    halt = gr.Button("Stop", elem_id="stop")
-        arena = arena_region()
-        inspector = inspector_region()
-        figures = figures_region()
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Race", id="race"):
+                with gr.Row(elem_id="request"):
+                    prompt = prompt_region()
+                    with gr.Column(scale=10, min_width=300, elem_id="controls"):
+                        settings = settings_region(loader.lanes)
+                        with gr.Row(elem_id="buttons"):
+                            go = gr.Button("Race", variant="primary", elem_id="race")
+                            halt = gr.Button("Stop", elem_id="stop")
+                arena = arena_region()
+                inspector = inspector_region()
+                figures = figures_region()
+            with gr.Tab("Learn", id="learn"):
+                learn_region()
         race = gr.State(None, time_to_live=3600)
 
         plumbing: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

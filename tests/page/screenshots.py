@@ -1,7 +1,8 @@
 """Pictures of the page, made anew: python tests/page/screenshots.py [--model DIR] [--all]
 
-Starts the page with the given model (the bundled one by default) in Chromium and writes race.png and
-inspector.png to assets/screenshots; with --all, also phone, dark, the page as it opens, and in mid-race.
+Starts the page with the given model (the bundled one by default) in Chromium and writes race.png,
+inspector.png and learn.png to assets/screenshots; with --all, also phone, dark, the page as it opens, in
+mid-race, and every lesson with its task done.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 from served import CHROMIUM, FLAGS, ROOT, answers, free_port, under_way
+from walking import go, learn, solve
 
 DESKTOP, TALL, PHONE = (1280, 800), (1280, 1100), (390, 844)
-STANDING = ("race", "inspector")
+LESSON = (1280, 1000)
+STANDING = ("race", "inspector", "learn")
+LESSONS = ("rows", "mask", "guess", "verify", "grid", "sight", "keep", "train")
 SHOTS = {
     "race": (DESKTOP, "light", "after"),
     "inspector": (TALL, "light", "inspector"),
@@ -32,6 +36,13 @@ SHOTS = {
     "race-mid-dark": (DESKTOP, "dark", "mid"),
     "race-phone": (PHONE, "light", "after"),
     "race-phone-dark": (PHONE, "dark", "after"),
+    "learn": (LESSON, "light", "learn-grid"),
+    "learn-open": (DESKTOP, "light", "learn"),
+    "learn-phone-open": (PHONE, "light", "learn"),
+    **{f"learn-{name}": (LESSON, "light", f"learn-{name}") for name in LESSONS},
+    **{f"learn-{name}-dark": (LESSON, "dark", f"learn-{name}") for name in LESSONS},
+    **{f"learn-{name}-phone": (PHONE, "light", f"learn-{name}") for name in LESSONS},
+    **{f"learn-{name}-phone-dark": (PHONE, "dark", f"learn-{name}") for name in LESSONS},
 }
 
 
@@ -63,7 +74,7 @@ def main() -> None:
                 page = context.new_page()
                 page.goto(url)
                 act(page, phase)
-                page.screenshot(path=options.out / f"{name}.png", full_page=width < 500)
+                page.screenshot(path=options.out / f"{name}.png", full_page=width < 500 or "learn-" in phase)
                 context.close()
             browser.close()
     finally:
@@ -87,6 +98,8 @@ def act(page: Page, phase: str) -> None:
         page.click("#replay-play")
     elif phase == "inspector":
         look_inside(page)
+    elif phase.startswith("learn"):
+        lesson(page, phase.partition("-")[2])
     else:
         run(page, phase)
 
@@ -110,6 +123,16 @@ def look_inside(page: Page) -> None:
     away = page.locator(".map .cell[aria-label*='assumes it was']")
     (away if away.count() else page.locator(".map .cell")).last.hover()
     page.locator("#inspector").scroll_into_view_if_needed()
+
+
+def lesson(page: Page, name: str) -> None:
+    """A lesson with its task done, and those before it too; without a name, the first as it opens."""
+    learn(page)
+    for each in LESSONS[: LESSONS.index(name) + 1] if name else ():
+        solve(page, each)
+    if name:
+        go(page, name)
+    page.mouse.move(0, 0)
 
 
 def run(page: Page, phase: str) -> None:
