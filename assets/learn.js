@@ -41,7 +41,7 @@ class Walk {
       list.append(item);
       return key;
     });
-    nav.append(list, make("p", "made", this.walk.made));
+    nav.append(list, make("p", "rail-note", this.walk.made));
     return nav;
   }
 
@@ -77,13 +77,13 @@ class Walk {
 
   foot(at) {
     const foot = make("footer", "step-foot");
-    const back = act(`back-${at}`, "Back", () => this.open(at - 1));
-    back.hidden = at === 0;
-    const next = act(`next-${at}`, "", () => this.open(at + 1));
-    next.classList.add("primary");
-    next.hidden = at === this.walk.steps.length - 1;
-    if (!next.hidden) next.textContent = `Next: ${this.walk.steps[at + 1].short}`;
-    foot.append(back, next);
+    if (at) foot.append(act(`back-${at}`, "Back", () => this.open(at - 1)));
+    const following = this.walk.steps[at + 1];
+    if (following) {
+      const next = act(`next-${at}`, `Next: ${following.short}`, () => this.open(at + 1));
+      next.classList.add("primary");
+      foot.append(next);
+    }
     return foot;
   }
 

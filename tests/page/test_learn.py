@@ -79,7 +79,7 @@ def test_rows_shows_the_guess_beside_the_measurement(lessons: Page) -> None:
     step = steps()["rows"]
     lessons.click("#rows-call")
     lessons.click("#rows-ten")
-    assert lessons.locator(".out").text_content() == "".join(step["plain"][:11])
+    assert lessons.locator(".lesson-rows .out").text_content() == "".join(step["plain"][:11])
     expect(lessons.locator(".counts")).to_contain_text("11 calls, 11 tokens")
     lessons.locator("#rows-guess").fill(str(step["asked"]))
     lessons.click("#rows-reveal")
@@ -186,6 +186,7 @@ def test_a_rules_run_is_shown_as_it_was_recorded(lessons: Page, at: int) -> None
     step = steps()["sight"]
     rule = step["rules"][at]
     solve(lessons, "sight")
+    lessons.check(f"input[name=sight-rule][value='{int(at == 0)}']")
     lessons.check(f"input[name=sight-rule][value='{at}']")
     leaks = sum(line.count("!") for line in rule["whys"])
     expect(lessons.locator(".sheet .map .cell.leak")).to_have_count(leaks)
@@ -212,7 +213,7 @@ def test_a_row_that_may_not_stay_is_marked(lessons: Page) -> None:
     lessons.locator(".keep-row.mask").first.click()
     solve(lessons, "keep")
     run = steps()["keep"]["run"]
-    assert lessons.locator(".lesson-keep .out").text_content() == "".join(run["plain"])
+    assert lessons.locator(".lesson-keep .out").last.text_content() == "".join(run["plain"])
     expect(lessons.locator(".lesson-keep .out .tok.accepted")).to_have_count(
         sum(origin == "accepted" for call in run["calls"] for _, origin in call)
     )
@@ -407,7 +408,7 @@ def test_hostile_tokens_stay_text(watched: Page, empty_server: Server, hostile: 
     )
     watched.goto(empty_server.url)
     learn(watched)
-    expect(watched.locator(".made")).to_contain_text(HOSTILE[2])
+    expect(watched.locator(".rail-note")).to_contain_text(HOSTILE[2])
     told = {step["id"]: step for step in hostile["steps"]}
     seen = ""
     for name in NAMES:
