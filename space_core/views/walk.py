@@ -470,8 +470,8 @@ def _train(
         "k": min(CLOSE_MASKS, told["masks"]["k"]),
         "taught": (
             "Mask {first} stands behind “{anchor}” and must answer with the token one place further "
-            "on, and so on: {targets}. The token right behind is no mask’s task: the real row answers for it. "
-            "One text carries many such groups at once, at places drawn anew each time."
+            "on, and so on: {targets}. The token right behind is no mask’s task: the real row answers for "
+            "it. One text carries many such groups at once, at places drawn anew each time."
         ),
         "learned": _learned(told["acceptance"]),
         "then": "Does it pay? Move the settings. A call must write more tokens than it costs plain calls.",
