@@ -35,7 +35,7 @@ from space_core.errors import (
     TraceError,
 )
 from space_core.settings import MAX_K, Plan, Settings
-from space_core.views import benchmarks, frames, link, recording, sharing
+from space_core.views import benchmarks, frames, link, recording, sharing, walk
 from space_core.views.lanes import FURTHER, MAIN
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 ASSETS = HERE / "assets"
-STYLES = ("page.css", "replay.css", "inspector.css", "share.css", "tabs.css")
+STYLES = ("page.css", "replay.css", "inspector.css", "share.css", "learn.css", "tabs.css")
 ARENA = ("dom.js", "ink.js", "lane.js", "chart.js", "replay.js", "race.js")
-INSPECTOR = ("dom.js", "inspector.js")
+INSPECTOR = ("dom.js", "call.js", "inspector.js")
+LEARN = ("dom.js", "call.js", "lessons.js", "lessons-call.js", "learn.js")
 SHARE = ("dom.js", "share.js")
 BENCH = ("dom.js", "bench.js")
 BUILD = ("dom.js", "build.js")
@@ -833,6 +834,16 @@ def race_tab(page: gr.Blocks, handlers: Handlers) -> None:
     opening.then(handlers.figures, race, figures, **PLUMBING)
 
 
+def learn_region() -> gr.HTML:
+    return gr.HTML(
+        html_template="<section class='learn'></section>",
+        js_on_load=scripts(LEARN),
+        walk=walk.page(),  # recorded: it needs no model
+        apply_default_css=False,
+        elem_id="learn",
+    )
+
+
 def plots(*names: str) -> list[gr.Plot]:
     """A row of figures that are drawn when they are known."""
     with gr.Row(elem_classes="figures"):
@@ -964,6 +975,8 @@ def build(loader: Loader, deadline: float = 120.0, training: training.Training |
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Race", id="race"):
                 race_tab(page, handlers)
+            with gr.Tab("Learn", id="learn"):
+                learn_region()
             with gr.Tab("Benchmark", id="benchmark") as tab:
                 benchmark_tab(tab, Benchmarks(loader, deadline))
             with gr.Tab("Build", id="build") as tab:

@@ -126,7 +126,7 @@ def test_the_story_of_a_sampled_call_names_the_draw() -> None:
 
 def test_what_a_stop_leaves_behind_is_cut() -> None:
     step = Step((5, 6), 2, (5, 6, 7), 9, 0.1, groups=(2, 2, 2, 2), stop=Stop.EOS)
-    assert inspect._fates(step) == ["accepted", "accepted", "cut"]
+    assert inspect.fates(step) == ["accepted", "accepted", "cut"]
 
 
 # ---------------------------------------------------------------- probabilities

@@ -175,7 +175,7 @@ def open_call(model: SpaceModel, trace: Trace, call: int) -> Opened:
         before=len(text) - 1,
         cached=call > 0,
         chain=[spell.newest(), *spell.drafts(step.drafts)],
-        fates=["newest", *_fates(step)],
+        fates=["newest", *fates(step)],
         own=None,
         origin=None,
         group=at[chosen[0]] if chosen else None,
@@ -293,7 +293,7 @@ def _real(at: int) -> str:
     return f"draft {at}" if at else "the newest token"
 
 
-def _fates(step: Step) -> list[Fate]:
+def fates(step: Step) -> list[Fate]:
     """Of each draft: accepted, the first wrong one, those behind it, or those a stop left behind."""
     fates: list[Fate] = ["accepted"] * step.accepted
     left = len(step.drafts) - step.accepted

@@ -1,8 +1,8 @@
 """Pictures of the page, made anew: python tests/page/screenshots.py [--model DIR] [--all]
 
-Starts the page with the given model (the bundled one by default) in Chromium and writes race.png and
-inspector.png to assets/screenshots; with --all, also phone, dark, the page as it opens, in mid-race, and
-the other regions and tabs.
+Starts the page with the given model (the bundled one by default) in Chromium and writes race.png,
+inspector.png and learn.png to assets/screenshots; with --all, also phone, dark, the page as it opens, in
+mid-race, every lesson with its task done, and the other regions and tabs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 from served import CHROMIUM, FLAGS, ROOT, answers, free_port, under_way
+from walking import go, learn, solve
 
 DESKTOP, TALL, LONG, PHONE = (1280, 800), (1280, 1100), (1280, 1500), (390, 844)
-STANDING = ("race", "inspector")
+LESSON = (1280, 1000)
+STANDING = ("race", "inspector", "learn")
+LESSONS = ("rows", "mask", "guess", "verify", "grid", "sight", "keep", "train")
 SHOTS = {
     "race": (DESKTOP, "light", "after"),
     "inspector": (TALL, "light", "inspector"),
@@ -42,6 +45,13 @@ SHOTS = {
     "build": (DESKTOP, "light", "build"),
     "build-dark": (DESKTOP, "dark", "build"),
     "build-phone": (PHONE, "dark", "build"),
+    "learn": (LESSON, "light", "learn-grid"),
+    "learn-open": (DESKTOP, "light", "learn"),
+    "learn-phone-open": (PHONE, "light", "learn"),
+    **{f"learn-{name}": (LESSON, "light", f"learn-{name}") for name in LESSONS},
+    **{f"learn-{name}-dark": (LESSON, "dark", f"learn-{name}") for name in LESSONS},
+    **{f"learn-{name}-phone": (PHONE, "light", f"learn-{name}") for name in LESSONS},
+    **{f"learn-{name}-phone-dark": (PHONE, "dark", f"learn-{name}") for name in LESSONS},
 }
 
 
@@ -73,7 +83,7 @@ def main() -> None:
                 page = context.new_page()
                 page.goto(url)
                 act(page, phase)
-                page.screenshot(path=options.out / f"{name}.png", full_page=width < 500)
+                page.screenshot(path=options.out / f"{name}.png", full_page=width < 500 or "learn-" in phase)
                 context.close()
             browser.close()
     finally:
@@ -104,6 +114,8 @@ def act(page: Page, phase: str) -> None:
         page.wait_for_timeout(500)
     elif phase in ("benchmark", "build"):
         look_at_tab(page, phase)
+    elif phase.startswith("learn"):
+        lesson(page, phase.partition("-")[2])
     else:
         run(page, phase)
 
@@ -140,6 +152,16 @@ def look_inside(page: Page) -> None:
     away = page.locator(".map .cell[aria-label*='assumes it was']")
     (away if away.count() else page.locator(".map .cell")).last.hover()
     page.locator("#inspector").scroll_into_view_if_needed()
+
+
+def lesson(page: Page, name: str) -> None:
+    """A lesson with its task done, and those before it too; without a name, the first as it opens."""
+    learn(page)
+    for each in LESSONS[: LESSONS.index(name) + 1] if name else ():
+        solve(page, each)
+    if name:
+        go(page, name)
+    page.mouse.move(0, 0)
 
 
 def run(page: Page, phase: str) -> None:
