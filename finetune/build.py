@@ -31,6 +31,7 @@ from finetune.track import Trackers
 from space_core.checkpoint import MANIFEST, save
 
 HELDOUT = "heldout"
+LOG = "training_log.jsonl"
 COMPLETIONS = 10
 """Completions that the model card quotes: of the first prompts, whatever they are."""
 
@@ -84,15 +85,26 @@ def build(
         },
         "made": made(),
     }
+    if recipe.base.start:
+        about["start"] = _start(Path(recipe.base.start))
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     save(part, model, about=about)
-    shutil.copy(run / "log.jsonl", part / "training_log.jsonl")
+    shutil.copy(run / "log.jsonl", part / LOG)
+    if recipe.base.start and (Path(recipe.base.start) / LOG).is_file():
+        shutil.copy(Path(recipe.base.start) / LOG, part / "training_log_start.jsonl")
     card = model_card(json.loads((part / MANIFEST).read_text()), completions(model, watch[:COMPLETIONS]))
     (part / "README.md").write_text(card, encoding="utf-8")
     replace_folder(part, out)
     trackers.finish()
     return out
+
+
+def _start(folder: Path) -> dict[str, Any]:
+    """What the checkpoint that a build goes on from says of itself."""
+    path = folder / MANIFEST
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {key: manifest[key] for key in ("name", "recipe", "made", "evaluation") if key in manifest}
 
 
 def base_tokens(recipe: Recipe, run: Path, cache: Path) -> tuple[_Corpus, dict[str, Any], Any]:

@@ -20,6 +20,13 @@ def model_card(manifest: dict[str, Any], completed: str = "") -> str:
     watched = figures["heldout_prompts"]
     recipe = manifest["recipe"]
     setting = f"full grid, k = {watched['k']}, greedy, {watched['prompts']} held-out prompts"
+    before = ""
+    if start := manifest.get("start"):
+        before = (
+            f"\n\nIt goes on from a first round, `{start['name']}` of {start['made']['date']} "
+            "(`training_log_start.jsonl`), and\nteaches the base together with its masks before they are "
+            f"trained alone. {start['made'].get('note', '')}".rstrip()
+        )
     rows = "\n".join(
         f"| {name} | {entry['licence']} | {entry['documents']} | {entry['text_bytes'] / 1e6:.2f} |"
         for name, entry in manifest["training_data"]["sources"].items()
@@ -39,7 +46,7 @@ model with its masks.
 
 Made by `python -m finetune build --recipe {manifest["name"]}` on {manifest["made"]["date"]}
 with torch {manifest["made"]["torch"]} and transformers {manifest["made"]["transformers"]};
-`training_log.jsonl` is its log.
+`training_log.jsonl` is its log.{before}
 
 ## Figures
 
