@@ -9,8 +9,9 @@ stood so far, and feeds what earns its time:
 
 over the number of drafts d and of masks w_g in each group. S_i is the chance that drafts 1..i all
 stand, λ the tokens a second that are being reached (so 1/λ is what a token is worth in seconds),
-H(w) what w fresh drafts will be worth to the call after, learned as it goes, and T the cost. Where
-T is flat the best plan is the full grid; where masks are worth nothing it is a plain call.
+H(w) what w fresh drafts will be worth to the call after, beyond the copies it will have from the text,
+learned as it goes and apart for texts that repeat themselves, and T the cost. Where T is flat the best
+plan is the full grid; where masks are worth nothing it is a plain call.
 
 Why the output stays exact. Greedy: a plan changes which drafts are tried, never what the model says
 of them. Sampling: a draft may be judged or left out, but not because of the token that was drawn for
@@ -39,6 +40,10 @@ PRIOR = 3.0
 """Observations that the prior of a bin counts for."""
 MEMORY = 0.98
 """What a call leaves of the weight of all calls before."""
+REPEATS = 0.5
+"""Copies that are expected to stand from which on a text is taken to repeat itself."""
+BESIDE_COPIES = 0.3
+"""Share of their worth that masks are believed to have there, to begin with."""
 PROBE_MASKS = 2
 FIRST_PAUSE, LONGEST_PAUSE = 6, 96
 """Calls without a mask before masks are tried again; doubled whenever that was in vain."""
@@ -111,7 +116,12 @@ class AutoPlanner:
         self.bare = cost if bare is None else bare
         self.reliability = {False: Reliability(k), True: Reliability(k)}
         # Chances that drafts 1..i of a fresh group all stand; the guess holds for a few calls.
-        self.chances = Average(np.power(0.6 if trained else 0.2, np.arange(1, k + 1)), weight=3.0)
+        guess = np.power(0.6 if trained else 0.2, np.arange(1, k + 1))
+        self.chances = Average(guess, weight=3.0)
+        # What they are worth beyond the copies that are at hand anyway, where those promise much and where
+        # they do not: in a text that repeats itself masks may be right and yet earn nothing.
+        self.worth = {False: Average(guess, 3.0), True: Average(BESIDE_COPIES * guess, 3.0)}
+        self._repeats = False
         self.tokens, self.seconds = 8 * 1.3, 8 * float(self.bare[1])  # sums that forget; as if of 8 calls
         self.row = float(self.bare[k + 1] - self.bare[1]) / k  # what judging a draft adds to a call
         self.pause, self.idle = FIRST_PAUSE, 0
@@ -128,11 +138,15 @@ class AutoPlanner:
             self._judged, self._spent = ((), False), float(self.bare[1])
             return Plan(0, self._plain)
         survival, of_copies = self._survival(guesses, False), self._survival(copies, True)
-        if guesses:
-            self.chances.add(self._extended(survival))
         copied = float(of_copies.sum()) > float(survival.sum())
+        if guesses:
+            whole = self._extended(survival)
+            self.chances.add(whole)
+            whole[: len(of_copies) - 1] -= of_copies[1:]
+            self.worth[self._repeats].add(np.zeros(self.k) if copied else np.maximum(whole, 0.0))
         if copied:
             survival = of_copies
+        self._repeats = float(of_copies[1:].sum()) > REPEATS
         masks = self._best(survival, self.seconds / self.tokens)
         if any(masks):
             self.idle = 0
@@ -163,7 +177,7 @@ class AutoPlanner:
         stop = np.where(self._reachable[: m + 1, : m + 1], survival, 0.0)  # [d, g]: all drafts up to g stand
         stop[:, :-1] -= np.where(self._reachable[: m + 1, 1 : m + 1], survival[1:], 0.0)
         # Worth of slot j of a group: of what it may win, less the row that judges it.
-        slots = np.maximum(self.chances.value * token - self.row, 0.0)
+        slots = np.maximum(self.worth[self._repeats].value * token - self.row, 0.0)
         gains = (stop[:, :, None] * slots).reshape(m + 1, -1)  # falls along the slots of each group
         order = np.argsort(-gains, axis=1, kind="stable")
         total = np.zeros((m + 1, gains.shape[1] + 1))
