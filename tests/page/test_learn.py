@@ -148,19 +148,19 @@ def test_cards_that_do_not_fit_go_back(lessons: Page) -> None:
     lessons.locator(".slot").first.click()
     expect(lessons.locator(".lesson-grid .said")).to_have_text("Choose a card first.")
     wrong = [(group + 1) % (step["k"] + 1) for group in step["cards"]]
-    cards = lessons.locator(".card").element_handles()
+    cards = lessons.locator(".learn .card").element_handles()
     for card, place in zip(cards, wrong, strict=True):
         card.click()
         lessons.locator(".slot").nth(place).click()
     expect(said(lessons, "wrong")).to_have_text(step["wrong"])
-    expect(lessons.locator(".card:visible")).to_have_count(step["k"] + 1)
+    expect(lessons.locator(".learn .card:visible")).to_have_count(step["k"] + 1)
     assert lessons.locator(".unjudged .fate:visible").count() == 0, "the verdict is not given away"
     # one card can be taken back
     cards[0].click()
     lessons.locator(".slot").first.click()
-    expect(lessons.locator(".card:visible")).to_have_count(step["k"])
+    expect(lessons.locator(".learn .card:visible")).to_have_count(step["k"])
     lessons.locator(".slot").first.click()
-    expect(lessons.locator(".card:visible")).to_have_count(step["k"] + 1)
+    expect(lessons.locator(".learn .card:visible")).to_have_count(step["k"] + 1)
     solve(lessons, "grid")
     expect(lessons.locator(".lesson-grid .place[data-row]")).to_have_count(
         len(step["opened"]["structure"]["rows"])
@@ -263,7 +263,7 @@ def test_the_grid_is_built_by_keyboard(lessons: Page) -> None:
     lessons.keyboard.press("Enter")
     for name in ("A", "B", "C", "D", "E")[: step["k"] + 1]:
         group = step["cards"][ord(name) - ord("A")]
-        card = lessons.locator(".card", has_text=name).filter(visible=True).first
+        card = lessons.locator(".learn .card", has_text=name).filter(visible=True).first
         card.focus()
         lessons.keyboard.press("Space")
         expect(card).to_have_attribute("aria-pressed", "true")

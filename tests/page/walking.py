@@ -55,7 +55,7 @@ def solve_verify(page: Page, step: dict[str, Any]) -> None:
 
 def solve_grid(page: Page, step: dict[str, Any]) -> None:
     slots = [page.locator(".slot").nth(at).element_handle() for at in range(step["k"] + 1)]
-    cards = page.locator(".card").element_handles()
+    cards = page.locator(".learn .card").element_handles()
     for card, group in zip(cards, step["cards"], strict=True):
         card.click()
         slots[group].click()  # type: ignore[union-attr]
