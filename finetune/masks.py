@@ -35,7 +35,7 @@ from finetune.processes import ALONE, Team
 from finetune.recipe import MaskTraining
 from finetune.state import Log, Tell, load_state, save_state
 from space_core.adapter import GatedAdapter
-from space_core.cache import additive
+from space_core.cache import additive, cache_argument
 from space_core.errors import SpaceError
 from space_core.layout import Layout
 from space_core.metrics import tokens_per_call
@@ -351,7 +351,8 @@ class Gated:
         device = trained.embeddings.device
         sequences = sequences.to(device)
         with torch.no_grad():
-            real = lm(sequences, past_key_values=DynamicCache(), use_cache=True)
+            cache = DynamicCache()
+            real = lm(sequences, use_cache=True, **{cache_argument(lm): cache})
         # Anchors from the last prompt token on, one set for the batch, so that it shares a mask.
         span = length - prompt - 1
         places = torch.randperm(span, generator=random)[: plan.groups].sort().values + prompt - 1
@@ -365,8 +366,8 @@ class Gated:
                 inputs_embeds=embeddings,
                 attention_mask=additive(sees, embeddings.dtype)[None, None],
                 position_ids=offsets[None].expand(rows, -1),
-                past_key_values=real.past_key_values,
                 use_cache=True,
+                **{cache_argument(lm): cache},
             ).logits.float()
         # The mask at position t predicts the token behind it; behind the text there is no target.
         known = offsets + 1 < length

@@ -28,7 +28,7 @@ from finetune.masks import Gated, Paper, TrainingError, guess_loss
 from finetune.processes import ALONE, Team
 from finetune.recipe import MaskTraining
 from space_core.adapter import GatedAdapter
-from space_core.cache import additive
+from space_core.cache import additive, cache_argument
 from space_core.layout import Layout
 from space_core.model import Masks, SpaceModel, context_window, split_head
 
@@ -266,7 +266,7 @@ class PackedGated(Gated):
                 input_ids=rows.ids,
                 attention_mask=None if sees is None else additive(sees.to(device), dtype)[:, None],
                 position_ids=rows.positions,
-                past_key_values=cache,
+                **{cache_argument(self.lm): cache},
             )
             own = self._logits(real.gather(1, at[:, :, None].expand(-1, -1, real.shape[-1])))
         slots = torch.arange(plan.k, device=device).repeat(at.shape[1] // plan.k)
@@ -275,7 +275,7 @@ class PackedGated(Gated):
                 inputs_embeds=trained.embeddings[slots].expand(len(at), -1, -1).to(dtype),
                 attention_mask=additive(groups.sees.to(device), dtype)[:, None],
                 position_ids=groups.positions.clamp(max=self.context - 1).to(device),
-                past_key_values=_frozen(cache),
+                **{cache_argument(self.lm): _frozen(cache)},
             )
         text = rows.labels.gather(1, at).clamp(min=0)
         logits = self._logits(hidden).float()

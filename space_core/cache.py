@@ -7,6 +7,9 @@ keeps the accepted rows, which already lie in their final slots (see `layout.py`
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
@@ -83,6 +86,11 @@ class BlockCache(Cache):  # type: ignore[misc]
             if layer.length < length:
                 raise ValueError(f"cannot commit {length} rows of {layer.length}")
             layer.length = length
+
+
+def cache_argument(lm: Any) -> str:
+    """What a model's forward calls its cache: "past_key_values" up to transformers 5.23, "cache" since."""
+    return "cache" if "cache" in inspect.signature(lm.forward).parameters else "past_key_values"
 
 
 def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:

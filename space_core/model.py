@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from space_core.adapter import GatedAdapter
-from space_core.cache import BlockCache, additive
+from space_core.cache import BlockCache, additive, cache_argument
 from space_core.errors import PromptError, UnsupportedModelError
 from space_core.layout import Layout
 from space_core.products import Products
@@ -145,6 +145,7 @@ class SpaceModel:
         self.costs: dict[bool, Any] = {}
         """What calls were seen to cost, greedy or not: `cost.Costs`, filled by `decoders.py`."""
         self._base, self._head = split_head(lm)
+        self._cache_argument = cache_argument(lm)
         self.products: Products | None = None
         """How linear layers multiply on a CPU; None: as torch does."""
 
@@ -229,9 +230,8 @@ class SpaceModel:
         adapter = self.masks.adapter
         gate = adapter.on(layout.n_real) if adapter and layout.n_masks else nullcontext()
         with self.lock, self.fast(), gate:
-            return part(
-                **inputs, position_ids=shape.offsets + past, past_key_values=cache, use_cache=True, **options
-            )
+            inputs[self._cache_argument] = cache
+            return part(**inputs, position_ids=shape.offsets + past, use_cache=True, **options)
 
     @contextmanager
     def fast(self) -> Iterator[None]:
