@@ -167,20 +167,36 @@ def bench_prompts(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return result, f"{_title(result)}, {result['prompts']} prompts\n\n{tables}"
 
 
-def bench_planner(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Planned SPACE against the better of plain decoding and the grid ("space-bench-planner/1")."""
+def _opened(options: argparse.Namespace, settings: Settings) -> tuple[Any, Any, dict[str, Any]]:
+    """Prompts, model and the head of the result, of a benchmark that takes one dtype."""
     if options.prompts is None:
-        raise PromptError("bench planner needs prompts: --prompts F.jsonl")
+        raise PromptError(f"bench {options.what} needs prompts: --prompts F.jsonl")
     (dtype,) = _dtypes(options.dtype[:1])
-    ks = options.k or tuple(range(1, 9))
-    settings, *_ = (_settings(options, k) for k in ks)
     _quiet()
     import space_core
-    from space_core import bench, prompts, scores, stakes
+    from space_core import bench, prompts
 
     asked = prompts.read_prompts(Path(options.prompts), options.limit)
     model = space_core.load(_model(options), options.device, dtype, options.mask_token_id)
     space_core.tune_threads(model)
+    about = {
+        **_head(options),
+        **bench.machine(model.device),
+        "model": model.name,
+        "dtype": dtype,
+        "settings": settings.to_json(),
+        "prompts": len(asked),
+    }
+    return asked, model, about
+
+
+def bench_planner(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Planned SPACE against the better of plain decoding and the grid ("space-bench-planner/1")."""
+    from space_core import scores, stakes
+
+    ks = options.k or stakes.KS
+    settings, *_ = (_settings(options, k) for k in ks)
+    asked, model, about = _opened(options, settings)
     lengths = options.context or stakes.LENGTHS
     temperatures = stakes.TEMPERATURES
     from tqdm import tqdm
@@ -197,42 +213,18 @@ def bench_planner(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             repetitions=options.repetitions,
             progress=bar.update,
         )
-    result = {
-        "format": stakes.FORMAT,
-        **_head(options),
-        **bench.machine(model.device),
-        "model": model.name,
-        "dtype": dtype,
-        "settings": settings.to_json(),
-        "prompts": len(asked),
-        "cells": scores.to_json(cells),
-    }
+    result = {"format": stakes.FORMAT, **about, "cells": scores.to_json(cells)}
     return result, f"{_title(result)}, {len(asked)} prompts\n\n{stakes.report(cells)}"
 
 
 def bench_overhead(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """The share of a run that is neither forward nor head ("space-bench-overhead/1")."""
-    if options.prompts is None:
-        raise PromptError("bench overhead needs prompts: --prompts F.jsonl")
-    (dtype,) = _dtypes(options.dtype[:1])
-    settings = _settings(options, (options.k or (Settings().k,))[0])
-    _quiet()
-    import space_core
-    from space_core import bench, overhead, prompts, scores
+    from space_core import overhead, scores
 
-    asked = prompts.read_prompts(Path(options.prompts), options.limit)
-    model = space_core.load(_model(options), options.device, dtype, options.mask_token_id)
-    space_core.tune_threads(model)
+    settings = _settings(options, (options.k or (Settings().k,))[0])
+    asked, model, about = _opened(options, settings)
     found = overhead.profile(model, [model.encode(prompt.turns[0]) for prompt in asked], settings)
-    result = {
-        "format": overhead.FORMAT,
-        **_head(options),
-        **bench.machine(model.device),
-        "model": model.name,
-        "dtype": dtype,
-        "settings": settings.to_json(),
-        "methods": scores.to_json(found),
-    }
+    result = {"format": overhead.FORMAT, **about, "methods": scores.to_json(found)}
     return result, f"{_title(result)}, {len(asked)} prompts\n\n{overhead.report(found)}"
 
 

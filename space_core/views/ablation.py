@@ -31,6 +31,7 @@ from space_core.views.benchmarks import (
     _ticks,
     _whisker,
     insert,
+    read_head,
 )
 from space_core.views.inks import ACCENT, GRID
 
@@ -79,20 +80,9 @@ def parse(name: str, data: Any) -> Result:
     fields = _Fields(f"{name}.json", data)
     if fields.row.get("format") != FORMAT:
         raise ResultError(f'{name}.json is no result of the ablation: its format must be "{FORMAT}"')
-    versions = fields.row.get("versions")
-    if not isinstance(versions, dict) or not versions:
-        raise fields.wrong("versions")
     rows = fields.rows("variants")
     return Result(
-        head=Head(
-            name=name,
-            model=fields.text("model"),
-            device=fields.text("device"),
-            threads=fields.whole("threads"),
-            date=fields.text("date")[:10],
-            versions=tuple((key, _Fields(fields.file, versions).text(key)) for key in versions),
-            command=fields.text("command"),
-        ),
+        head=read_head(name, fields),
         recipe=fields.text("recipe"),
         seconds=fields.number("training_seconds"),
         k=fields.whole("k"),

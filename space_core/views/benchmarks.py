@@ -130,6 +130,26 @@ def read(folder: Path) -> tuple[list[Bench], list[Calls]]:
     return benches, calls
 
 
+def read_head(name: str, fields: _Fields) -> Head:
+    """What every result says of its model and its machine.
+
+    Raises:
+        ResultError: for what is missing or of another kind.
+    """
+    versions = fields.row.get("versions")
+    if not isinstance(versions, dict) or not versions:
+        raise fields.wrong("versions")
+    return Head(
+        name=name,
+        model=fields.text("model"),
+        device=fields.text("device"),
+        threads=fields.whole("threads"),
+        date=fields.text("date")[:10],
+        versions=tuple((key, _Fields(fields.file, versions).text(key)) for key in versions),
+        command=fields.text("command"),
+    )
+
+
 def parse(name: str, data: Any) -> Bench | Calls:
     """A result file's content.
 
@@ -140,18 +160,7 @@ def parse(name: str, data: Any) -> Bench | Calls:
     kind = fields.row.get("format")
     if kind not in (BENCH, CALLS):
         raise ResultError(f'{name}.json is no result file: its format must be "{BENCH}" or "{CALLS}"')
-    versions = fields.row.get("versions")
-    if not isinstance(versions, dict) or not versions:
-        raise fields.wrong("versions")
-    head = Head(
-        name=name,
-        model=fields.text("model"),
-        device=fields.text("device"),
-        threads=fields.whole("threads"),
-        date=fields.text("date")[:10],
-        versions=tuple((key, _Fields(fields.file, versions).text(key)) for key in versions),
-        command=fields.text("command"),
-    )
+    head = read_head(name, fields)
     if kind == CALLS:
         return Calls(head, tuple(map(_time, fields.rows("calls"))))
     skipped = fields.row.get("skipped", [])
