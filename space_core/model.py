@@ -152,7 +152,8 @@ class SpaceModel:
     def pack(self) -> None:
         """Lay the weights out a second time where that is faster (`products.py`). `load` does it."""
         self.products = Products(self.lm)
-        self._head = self._head and self.products.head(self._head)
+        if self._head is not None:
+            self._head = self.products.head(self.lm.get_output_embeddings())
 
     @property
     def device(self) -> torch.device:
