@@ -6,6 +6,7 @@
     gated       the base frozen: mask embeddings and a low-rank adapter of the mask rows
     until_fail  masks behind a wrong one count a fifth
     soft        a fifth of the loss against the base's whole distribution
+    told        a sampler head tells each guess the token in front of it
 
 Each line has what those above it have, and one thing more. All start from the same base and train for
 the same number of *seconds* on the same device, evaluation not counted: a step of one is many steps of
@@ -63,6 +64,8 @@ OPTIONS = "ablate.json"
 """What decides about a result, in its folder."""
 WHOLE_RATES = (3e-4, 1e-3)
 GATED_RATES = (2e-3, 5e-3)
+SAMPLER = 512
+"""Width of the sampler head where the recipe has none."""
 SEED = 1_000_003
 """Steps that a seed has to itself."""
 WARMUP, DECAY = 50, 400
@@ -86,6 +89,7 @@ class Variant:
     own: bool
     until_fail: float = 1.0
     soft: float = 0.0
+    told: bool = False
 
     @property
     def whole(self) -> bool:
@@ -100,6 +104,7 @@ VARIANTS = (
     Variant("gated", "frozen base, adapter on mask rows", Gated, own=True),
     Variant("until_fail", "masks behind a wrong one count 0.2", Gated, own=True, until_fail=0.2),
     Variant("soft", "0.2 of the loss against the base's distribution", Gated, True, 0.2, 0.2),
+    Variant("told", "a sampler head", Gated, True, 0.2, 0.2, told=True),
 )
 
 
@@ -307,6 +312,7 @@ def _unit(
         method="paper" if variant.whole else "gated",
         until_fail=variant.until_fail,
         soft=variant.soft,
+        sampler=(plan.recipe.masks.sampler or SAMPLER) if variant.told else 0,
     )
     method = _method(variant, copy.deepcopy(ground.lm), masks, seed)
     draw = ground.own if variant.own else ground.corpus

@@ -5,7 +5,8 @@ and the one group of `paper` stands at the end of its sample, where the causal m
 
 * `paper` (arXiv 2402.11809, §3.1): all weights, one [M] in the vocabulary. A sample keeps the plain
   loss with probability p_ar; otherwise its answer is cut at a random token and k masks stand in.
-* `gated`: the base is frozen; mask embeddings and a low-rank adapter of the mask rows are trained.
+* `gated`: the base is frozen; mask embeddings, a low-rank adapter of the mask rows and, where the recipe
+  gives it a width, a sampler head are trained.
   A text stays whole and many groups stand behind it, each behind a random token ("dense groups",
   as in BiTA and PARD), drawn anew at every step. The real rows need no gradient at all: they are
   computed once, and the masks look at their keys and values. Targets are what the base itself
@@ -39,8 +40,11 @@ from space_core.cache import additive, cache_argument
 from space_core.errors import SpaceError
 from space_core.layout import Layout
 from space_core.metrics import tokens_per_call
-from space_core.model import Masks, SpaceModel
+from space_core.model import Masks, SpaceModel, split_head
+from space_core.sampler import SamplerHead
 
+UNTOLD = 0.2
+"""Share of the loss of guesses that were not told the token in front of them, beside a sampler head."""
 Draw = Callable[[int, torch.Generator], Any]
 """Batch number n, from random numbers that depend on n alone."""
 
@@ -72,7 +76,7 @@ class Method(Protocol):
 
 
 class GatedMasks(nn.Module):
-    """What the gated method trains: one embedding per slot and the adapter."""
+    """What the gated method trains: one embedding per slot, the adapter and perhaps a sampler head."""
 
     def __init__(self, lm: Any, plan: MaskTraining, seed: int) -> None:
         super().__init__()
@@ -80,6 +84,16 @@ class GatedMasks(nn.Module):
         mean = lm.get_input_embeddings().weight.detach().mean(0)
         self.embeddings = nn.Parameter(mean.repeat(plan.k, 1))
         self.adapter = GatedAdapter(lm, plan.targets, plan.rank)
+        self.sampler = SamplerHead(mean.numel(), plan.sampler).to(mean) if plan.sampler else None
+
+    def begin(self, start: dict[str, Tensor]) -> None:
+        """Take over what was trained before, perhaps without a sampler head."""
+        self.load_state_dict({**self.state_dict(), **start})
+
+    def masks(self) -> Masks:
+        return Masks(
+            len(self.embeddings), "gated", None, self.embeddings.detach(), self.adapter, self.sampler
+        )
 
 
 def joint_losses(
@@ -157,7 +171,8 @@ def train_masks(
     gated = plan.method == "gated"
     method: Method = Gated(model_lm, plan, seed) if gated else Paper(model_lm, plan)
     if gated and start is not None:
-        method.trained.load_state_dict(start)
+        assert isinstance(method, Gated)
+        method.trained.begin(start)
 
     return train(method, own_texts(batches, plan.batch), tokenizer, prompts, plan, out, seed, tell=tell)
 
@@ -336,8 +351,15 @@ def guess_loss(
 class Gated:
     """The gated method on sequences of one length with prompts of one length."""
 
+    team: Team = ALONE
+
     def __init__(self, lm: Any, plan: MaskTraining, seed: int) -> None:
         self.lm, self.plan = lm.eval().requires_grad_(False), plan
+        self.base, self.head = split_head(self.lm)
+        if plan.sampler and self.head is None:
+            raise TrainingError(
+                f"{type(lm).__name__} changes its logits behind its head: train it without a sampler head"
+            )
         self.trained = GatedMasks(lm, plan, seed)
 
     def loss(self, batch: Any, random: torch.Generator) -> tuple[Tensor, int]:
@@ -362,29 +384,45 @@ class Gated:
         embeddings = trained.embeddings[slots].expand(rows, -1, -1)
         sees = layout.sees()[length:].to(device)
         with trained.adapter.on(0):  # all rows of this second half are masks
-            logits = lm(
+            hidden = self._hidden(
                 inputs_embeds=embeddings,
                 attention_mask=additive(sees, embeddings.dtype)[None, None],
                 position_ids=offsets[None].expand(rows, -1),
-                use_cache=True,
                 **{cache_argument(lm): cache},
-            ).logits.float()
+            )
         # The mask at position t predicts the token behind it; behind the text there is no target.
         known = offsets + 1 < length
         places = offsets.clamp(max=length - 2)
-        loss = guess_loss(
-            logits,
-            real.logits[:, places],
-            sequences[:, places + 1],
-            slots == 0,
-            known.float().expand(rows, -1),
-            plan,
-        )
+        weights = known.float().expand(rows, -1)
+        own, text = real.logits[:, places], sequences[:, places + 1]
+        loss = self._guess_loss(hidden, sequences[:, places], own, text, slots == 0, weights)
         return loss, int(known.sum()) * rows
 
-    def model(self, tokenizer: Any) -> SpaceModel:
-        masks = Masks(self.plan.k, "gated", None, self.trained.embeddings.detach(), self.trained.adapter)
-        return SpaceModel(self.lm, tokenizer, masks)
+    def _guess_loss(
+        self, hidden: Tensor, before: Tensor, own: Tensor, text: Tensor, first: Tensor, known: Tensor
+    ) -> Tensor:
+        """`guess_loss` of hidden states. before: the token before each target. int64 [batch, groups · k]"""
+
+        def of(states: Tensor) -> Tensor:
+            return guess_loss(self._logits(states).float(), own, text, first, known, self.plan, self.team)
+
+        sampler = self.trained.sampler
+        if sampler is None:
+            return of(hidden)
+        told = sampler(hidden.to(sampler.outer.weight), self.lm.get_input_embeddings()(before))
+        return (1 - UNTOLD) * of(told.to(hidden)) + UNTOLD * of(hidden)
+
+    def _hidden(self, **inputs: Any) -> Tensor:
+        """Hidden states of the rows, or their logits where the model has no plain head."""
+        if self.head is None:
+            return self.lm(**inputs, use_cache=True).logits
+        return self.base(**inputs, use_cache=True).last_hidden_state
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return hidden if self.head is None else self.head(hidden)
+
+    def model(self, tokenizer: Any) -> SpaceModel | None:
+        return SpaceModel(self.lm, tokenizer, self.trained.masks())
 
     def restore(self) -> None:
         pass

@@ -10,6 +10,7 @@ of masks, and from what a mask may see there, other samples' rows are taken away
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,7 +25,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finetune.chat import Sample
-from finetune.masks import Gated, Paper, TrainingError, guess_loss
+from finetune.masks import Gated, Paper, TrainingError
 from finetune.processes import ALONE, Team
 from finetune.recipe import MaskTraining
 from space_core.adapter import GatedAdapter
@@ -238,10 +239,11 @@ class PackedGated(Gated):
     ) -> None:
         super().__init__(lm, plan, seed)
         self.trained.float()  # a step in 16 bits would round away most of what is learnt
-        self.base, self.head = split_head(lm)
         self.context, self.team = context_window(lm.config), team
         self.lm, self.whole = team.shard(lm)
         if team.sharded:  # only the whole model's own call collects its weights
+            if plan.sampler:
+                raise TrainingError("a sampler head cannot be trained beside a base whose weights are spread")
             self.base, self.head = self.lm, None
         self.layers = _layers(self.lm) if checkpointing else []
 
@@ -278,29 +280,27 @@ class PackedGated(Gated):
                 **{cache_argument(self.lm): _frozen(cache)},
             )
         text = rows.labels.gather(1, at).clamp(min=0)
-        logits = self._logits(hidden).float()
-        return guess_loss(logits, own, text, slots == 0, known, plan, team), counted
+        before = rows.ids.gather(1, at)
+        return self._guess_loss(hidden, before, own, text, slots == 0, known), counted
 
     def model(self, tokenizer: Any) -> SpaceModel | None:
-        """With embeddings and adapter in the base's format, as they will be saved."""
+        """With the masks in the base's format, as they will be saved."""
         if self.whole is None:
             return None
-        adapter, embeddings = self.trained.adapter, self.trained.embeddings.detach()
+        masks = self.trained.masks()
         like = self.whole.get_input_embeddings().weight
-        if self.whole is not self.lm or like.dtype != embeddings.dtype:
+        if self.whole is not self.lm or like.dtype != self.trained.embeddings.dtype:
             adapter = GatedAdapter(self.whole, self.plan.targets, self.plan.rank).requires_grad_(False)
             adapter.load_state_dict(self.trained.adapter.state_dict())
-        masks = Masks(self.plan.k, "gated", None, embeddings.to(like), adapter)
+            sampler = copy.deepcopy(masks.sampler)
+            masks = Masks(
+                masks.k,
+                masks.method,
+                embeddings=self.trained.embeddings.detach().to(like),
+                adapter=adapter,
+                sampler=None if sampler is None else sampler.to(like),
+            )
         return SpaceModel(self.whole, tokenizer, masks)
-
-    def _hidden(self, **inputs: Any) -> Tensor:
-        """Hidden states of the rows, or their logits where the model has no plain head."""
-        if self.head is None:
-            return self.lm(**inputs, use_cache=True).logits
-        return self.base(**inputs, use_cache=True).last_hidden_state
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return hidden if self.head is None else self.head(hidden)
 
     def _with_masks(self) -> AbstractContextManager[None]:
         """All rows are masks: the adapter is on, for the layers' second pass too where there is one."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,9 @@ def pretrain(
 
 def _new_masks(model: LlamaForCausalLM, recipe: Recipe) -> GatedMasks:
     """Masks to be trained beside the base, as they begin."""
-    masks = GatedMasks(model, recipe.masks, recipe.seed).to(next(model.parameters()).device)
+    # A sampler head only reads what masks say: it is trained with them afterwards, on the finished base.
+    masks = GatedMasks(model, replace(recipe.masks, sampler=0), recipe.seed)
+    masks.to(next(model.parameters()).device)
     if recipe.base.start:
         start = space_core.load(recipe.base.start)
         if start.masks.embeddings is not None and len(start.masks.embeddings) == recipe.masks.k:

@@ -78,9 +78,10 @@ class Distill:
 class MaskTraining:
     """Training of the masks.
 
-    `groups`, `until_fail` and `soft` are for the gated method, `p_ar` for the paper's.
+    `groups`, `until_fail`, `soft` and `sampler` are for the gated method, `p_ar` for the paper's.
 
     Attributes:
+        sampler: width of the sampler head; 0 trains none.
         groups: dense groups behind each text.
         until_fail: weight of a mask behind a wrong one, whose guess could not have stood (1: as any
             other).
@@ -97,6 +98,7 @@ class MaskTraining:
     method: str = "gated"
     rank: int = 32
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    sampler: int = 0
     groups: int = 24
     until_fail: float = 1.0
     soft: float = 0.0

@@ -56,6 +56,8 @@ class Sft:
         method: "gated" leaves the base as it is; "paper" trains all weights, and [M] in the vocabulary.
         k: masks of a group.
         rank: of the gated adapter.
+        sampler: width of the sampler head, for the gated method; 0 trains none. There is none either
+            where a base changes its logits behind its head, or has its weights spread over processes.
         targets: modules it updates, by name; empty: those that write to the residual stream.
         groups: dense groups drawn in each row at every step.
         until_fail, soft, p_ar: see `MaskTraining`.
@@ -85,6 +87,7 @@ class Sft:
     split: str = "train"
     k: int = 5
     rank: int = 64
+    sampler: int = 512
     targets: tuple[str, ...] = ()
     groups: int = 64
     until_fail: float = 0.2
@@ -129,7 +132,7 @@ class Sft:
         ):
             if getattr(self, name) < 1:
                 raise SettingError(name, f"{name} must be at least 1")
-        for name in ("steps", "max_length", "distil", "patience", "seed", "lr", "temperature"):
+        for name in ("steps", "max_length", "distil", "patience", "seed", "lr", "temperature", "sampler"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingError(name, f"{name} must not be below 0, nor endless")
         for name in ("until_fail", "soft", "p_ar", "sampled_share", "warmup"):
@@ -185,7 +188,7 @@ def sft(
         train_on = _own_words(options, model, train_on, run, team)
     length = _length(options, model)
     batches = Batches(train_on, length, options.batch, options.seed, options.pack)
-    plan = _plan(options, model, batches)
+    plan = _plan(options, model, batches, team)
     torch.manual_seed(options.seed)  # of [M]'s first embedding
     method: PackedGated | PackedPaper
     if options.method == "gated":
@@ -375,15 +378,17 @@ def _own_words(options: Sft, model: SpaceModel, samples: list[Sample], run: Path
     return found
 
 
-def _plan(options: Sft, model: SpaceModel, batches: Batches) -> MaskTraining:
+def _plan(options: Sft, model: SpaceModel, batches: Batches, team: Team) -> MaskTraining:
     steps = options.steps or math.ceil(batches.until(options.epochs) / options.accumulate)
+    gated = options.method == "gated"
     return MaskTraining(
         steps=steps,
         batch=options.batch,
         k=options.k,
         method=options.method,
         rank=options.rank,
-        targets=options.targets or (target_modules(model.lm) if options.method == "gated" else ()),
+        sampler=options.sampler if gated and model.has_plain_head and not team.sharded else 0,
+        targets=options.targets or (target_modules(model.lm) if gated else ()),
         groups=options.groups,
         until_fail=options.until_fail,
         soft=options.soft,

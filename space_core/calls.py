@@ -136,7 +136,12 @@ def _call(model: SpaceModel, layout: Layout, cache: BlockCache) -> None:
     judged = model.call(layout, ids, cache)
     judged.real.argmax(-1)
     if layout.n_masks:
-        judged.guesses(torch.zeros((), dtype=torch.long, device=model.device)).argmax(-1)
+        first = torch.zeros((), dtype=torch.long, device=model.device)
+        masks = judged.masks(first)
+        if judged.told:
+            judged.chain(masks, first, lambda row: row.argmax(-1))
+        else:
+            judged.guesses(masks).argmax(-1)
 
 
 def random_llama(name: str, device: str, dtype: str) -> SpaceModel:

@@ -28,6 +28,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from space_core.adapter import GatedAdapter
 from space_core.errors import CheckpointError
 from space_core.model import Masks, SpaceModel, best_device, probe, untrained_masks
+from space_core.sampler import WEIGHTS as SAMPLER
+from space_core.sampler import SamplerHead
 
 FORMAT = "space-checkpoint/1"
 MANIFEST = "space.json"
@@ -85,6 +87,8 @@ def load(
     if folder == Path(name):
         name = folder.resolve().name
     model = SpaceModel(lm, tokenizer, masks, name)
+    if masks.sampler is not None and not model.has_plain_head:
+        raise CheckpointError("the sampler head does not fit: this model changes its logits behind its head")
     model.pack()
     probe(model)
     return model
@@ -176,6 +180,8 @@ def save(
         save_file({"embeddings": masks.embeddings.detach().contiguous()}, folder / PARTS / MASKS)
     if masks.adapter is not None:
         masks.adapter.save(folder / PARTS, base_id)
+    if masks.sampler is not None:
+        masks.sampler.save(folder / PARTS)
     weights = sorted([*folder.glob("*.safetensors"), *(folder / PARTS).glob("*")])
     manifest = {
         "format": FORMAT,
@@ -184,6 +190,7 @@ def save(
         "mask_token_id": masks.token_id,
         "mask_embeddings": f"{PARTS}/{MASKS}" if masks.embeddings is not None else None,
         "adapter": PARTS if masks.adapter is not None else None,
+        "sampler": f"{PARTS}/{SAMPLER}" if masks.sampler is not None else None,
         "base": {"id": base_id, "revision": None},
         **(about or {}),
         "files": {path.relative_to(folder).as_posix(): sha256(path) for path in weights},
@@ -222,11 +229,15 @@ def _masks(
     adapter = GatedAdapter.load(lm, folder / PARTS) if manifest.get("adapter") else None
     if adapter is not None:
         adapter.requires_grad_(False)
+    head = SamplerHead.load(folder / PARTS, hidden) if manifest.get("sampler") else None
+    if head is not None:
+        head.to(like).requires_grad_(False)
     return Masks(
         k or manifest["k"],
         str(manifest.get("method", "gated")),
         embeddings=embeddings.to(device=like.device, dtype=like.dtype),
         adapter=adapter,
+        sampler=head,
     )
 
 

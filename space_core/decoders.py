@@ -27,7 +27,7 @@ from space_core.cache import BlockCache
 from space_core.errors import UnsupportedModelError
 from space_core.layout import Layout
 from space_core.lookup import Lookup
-from space_core.model import SpaceModel
+from space_core.model import Judged, SpaceModel
 from space_core.planner import AutoPlanner, GridPlanner, Planner
 from space_core.planner import Plan as PlannedCall
 from space_core.settings import MAX_NEW_TOKENS, Plan, Settings, Verification
@@ -78,7 +78,7 @@ def _space(run: _Run, planner: Planner) -> Iterator[Step]:
             lookup = Lookup(prompt_ids)
         judged = model.call(layout, [*last, *drafts.ids], run.cache)
         verdict = run.verify(judged.real, drafts)
-        guessed = run.draft(judged.guesses(verdict.accepted)) if layout.n_masks else None
+        guessed = run.draft(judged, verdict, layout) if layout.n_masks else None
         accepted, own, guesses = run.fetch(verdict, guessed)
         run.cache.commit(run.length + accepted)
         emitted, stop = run.emit([*drafts.ids[:accepted], own])
@@ -117,7 +117,8 @@ class Drafts:
     Attributes:
         ids: the tokens.
         probs: probability of each under the distribution it was drawn from; none for copies.
-        sure: largest probability of each distribution, which knows nothing of the token drawn.
+        sure: largest probability of each distribution, or of one that knows less: it depends on no token
+            of the drafts when sampling.
         tokens: `ids` on the device. int64 [n], or None without drafts.
         q: distributions they were drawn from, when sampling. float [n, V].
         copied: copied from the text so far.
@@ -204,16 +205,43 @@ class _Run:
         uniforms = self.uniforms(1 + len(drafts), p)
         return self.judge(p, p[:0] if drafts.q is None else drafts.q, tokens, uniforms)
 
-    def draft(self, logits: Tensor) -> _Guessed:
-        """New drafts from the mask rows of one group. [masks, V]"""
+    def draft(self, judged: Judged, verdict: Verdict, layout: Layout) -> _Guessed:
+        """New drafts from the mask rows of the group that the verdict chose."""
+        masks = judged.masks(verdict.accepted)
+        if judged.told:
+            if self.model.device.type == "cpu":  # where looking costs nothing, no step is taken in vain
+                masks = masks[: len(layout.drafting_rows(int(verdict.accepted)))]
+            if not len(masks):
+                return _Guessed(self.no_tokens, masks[:, 0], masks[:, 0], None)
+            return self._draft_in_turn(judged, masks, verdict.own)
+        logits = judged.guesses(masks)
         if self.settings.greedy:
-            wide = logits if logits.dtype == torch.float64 else logits.float()
-            top, tokens = wide.max(-1)
-            sure = (top - wide.logsumexp(-1)).exp().clamp(max=1)
+            tokens, sure = _surest(logits)
             return _Guessed(tokens, sure, sure, None)
         q = self.distribution(logits)
         tokens = draw(q, self.uniforms(len(q), q))
         return _Guessed(tokens, q.gather(-1, tokens[:, None])[:, 0], q.amax(-1), q)
+
+    def _draft_in_turn(self, judged: Judged, masks: Tensor, own: Tensor) -> _Guessed:
+        """Drafts that know the ones before. [n, hidden], int64 []"""
+        if self.settings.greedy:
+            tokens, logits = judged.chain(masks, own, lambda row: row.argmax(-1))
+            _, sure = _surest(logits)
+            return _Guessed(tokens, sure, sure, None)
+        rows: list[Tensor] = []
+
+        def choose(logits: Tensor) -> Tensor:
+            rows.append(self.distribution(logits))
+            return draw(rows[-1], self.uniforms(1, rows[-1]))
+
+        tokens, _ = judged.chain(masks, own, choose)
+        q = torch.cat(rows)
+        # How sure a draft is may not depend on the drafts drawn before it, or the planner would leave
+        # those out because of what they are: all but the first are as sure as their mask was, told nothing.
+        untold = self.distribution(judged.guesses(masks[1:])).amax(-1)
+        return _Guessed(
+            tokens, q.gather(-1, tokens[:, None])[:, 0], torch.cat([q[0].amax()[None], untold]), q
+        )
 
     def fetch(self, verdict: Verdict, guessed: _Guessed | None) -> tuple[int, int, Drafts]:
         """Everything the host must know of a call, in one transfer: the call's only wait."""
@@ -269,6 +297,13 @@ class _Run:
         self.left -= len(tokens)
         self.length += len(tokens)
         return tokens, None if self.left else self.at_budget
+
+
+def _surest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The likeliest token of each row and its probability. [n, V] → int64 [n], float [n]"""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    top, tokens = wide.max(-1)
+    return tokens, (top - wide.logsumexp(-1)).exp().clamp(max=1)
 
 
 def _planner(model: SpaceModel, settings: Settings) -> Planner:

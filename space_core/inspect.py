@@ -14,7 +14,7 @@ import torch
 from space_core.cache import BlockCache
 from space_core.errors import TraceError
 from space_core.layout import Layout
-from space_core.model import SpaceModel
+from space_core.model import Judged, SpaceModel
 from space_core.trace import Step, Trace
 
 TOP = 3
@@ -73,7 +73,10 @@ def guesses(model: SpaceModel, trace: Trace, call: int, top: int = TOP) -> tuple
     cache = BlockCache()
     if len(before) > 1:
         model.forward(Layout.plain(len(before) - 1), before[:-1], cache)
-    logits = model.forward(layout, [before[-1], *step.drafts], cache)
+    if model.masks.sampler is None:
+        logits = model.forward(layout, [before[-1], *step.drafts], cache)
+    else:
+        logits = _told(model.call(layout, [before[-1], *step.drafts], cache), layout, step)
     probabilities = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64).softmax(-1)
     _check(probabilities[: 1 + len(step.drafts)].cpu(), step, trace, model)
     best = probabilities.topk(min(top, probabilities.shape[-1]))
@@ -81,6 +84,28 @@ def guesses(model: SpaceModel, trace: Trace, call: int, top: int = TOP) -> tuple
         tuple(Guess(token, min(1.0, p)) for token, p in zip(tokens, row, strict=True))
         for tokens, row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     )
+
+
+def _told(judged: Judged, layout: Layout, step: Step) -> torch.Tensor:
+    """Logits of the judged rows, each mask told the token in front of its guess. [judged rows, V]
+
+    In the group that was chosen these are the tokens that were drafted; in the others what would have
+    been, had the run gone there: the chain's own token, then the likeliest.
+    """
+    own = judged.real.argmax(-1)
+    logits = torch.cat([judged.real, judged.real.new_zeros(layout.n_masks, judged.real.shape[-1])])
+    for group, masks in enumerate(layout.masks):
+        if masks:
+            place = layout.group_rows(group)
+            rows = judged.rows(range(place.start, place.stop))
+            logits[place] = judged.chain(rows, own[group], lambda row: row.argmax(-1))[1]
+    drafts = step.new_drafts if step.new_draft_probs else ()  # copies have no probabilities, and no rows
+    chosen = list(layout.drafting_rows(step.accepted))[: len(drafts)]
+    if chosen:
+        script = iter(torch.tensor(drafts, device=own.device)[:, None])
+        last = torch.tensor(step.emitted[-1], device=own.device)
+        logits[chosen] = judged.chain(judged.rows(chosen), last, lambda row: next(script))[1]
+    return logits
 
 
 def _check(real: torch.Tensor, step: Step, trace: Trace, model: SpaceModel) -> None:

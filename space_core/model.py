@@ -24,6 +24,7 @@ from space_core.cache import BlockCache, additive, cache_argument
 from space_core.errors import PromptError, UnsupportedModelError
 from space_core.layout import Layout
 from space_core.products import Products
+from space_core.sampler import SamplerHead
 
 MASK_BLOCK = 512
 """Cache slots by which a call's attention mask grows."""
@@ -47,6 +48,7 @@ class Masks:
         token_id: vocabulary id of [M], for "paper".
         embeddings: one row per slot, for the others. [slots, hidden]
         adapter: low-rank update of the mask rows, or None.
+        sampler: tells a mask's guess the token in front of it, or None.
     """
 
     k: int
@@ -54,6 +56,7 @@ class Masks:
     token_id: int | None = None
     embeddings: Tensor | None = None
     adapter: GatedAdapter | None = None
+    sampler: SamplerHead | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,25 +94,63 @@ class Judged:
 
     real: Tensor
     _rows: Tensor
-    _head: Callable[[Tensor], Tensor]
     _drafting: Tensor
-    _mask_token_id: int | None
+    _model: SpaceModel
 
-    def __post_init__(self) -> None:
-        _without(self.real, self._mask_token_id)
+    @property
+    def told(self) -> bool:
+        """Whether a guess is to be told the token in front of it."""
+        return self._model.masks.sampler is not None
 
     @torch.inference_mode()
-    def guesses(self, accepted: Tensor) -> Tensor:
-        """Logits of the masks that guess behind so many accepted drafts. int64 [] → float [width, V].
+    def masks(self, accepted: Tensor) -> Tensor:
+        """What the model's head is to read of the masks that guess behind so many accepted drafts.
 
         All stops have one width, so that no device has to tell the host which one it is: of the rows
         only the first `len(layout.drafting_rows(accepted))` mean anything.
+
+        Args:
+            accepted: int64 [].
+
+        Returns:
+            float [width, hidden].
         """
         if not self._drafting.numel():
-            return self.real[:0]
+            return self._rows[:0]
         # index_select, since indexing with a tensor of no dimension would fetch it to the host.
         rows = self._drafting.index_select(0, accepted[None])[0]
-        return _without(self._head(self._rows.index_select(0, rows)), self._mask_token_id)
+        return self._rows.index_select(0, rows)
+
+    def rows(self, rows: Sequence[int]) -> Tensor:
+        """The same of judged rows by their numbers, as the layout counts them. [n, hidden]"""
+        return self._rows[list(rows)]
+
+    @torch.inference_mode()
+    def guesses(self, masks: Tensor) -> Tensor:
+        """Their logits, told nothing. [n, hidden] → float [n, V], [M] at -inf"""
+        return self._model.logits(masks)
+
+    @torch.inference_mode()
+    def chain(self, masks: Tensor, own: Tensor, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Guesses one after the other, each told the token in front of it.
+
+        Args:
+            masks: of one group. [n, hidden]
+            own: the token in front of the first. int64 []
+            choose: a token from logits. float [1, V] → int64 [1]
+
+        Returns:
+            The tokens, int64 [n], and the logits that they were chosen from, float [n, V].
+        """
+        sampler = self._model.masks.sampler
+        assert sampler is not None
+        step, before = sampler.steps(masks), own[None]
+        tokens, logits = [], []
+        for row in range(len(masks)):
+            logits.append(self._model.logits(step(row, self._model.embed(before))))
+            before = choose(logits[-1])
+            tokens.append(before)
+        return torch.cat(tokens), torch.cat(logits)
 
 
 class SpaceModel:
@@ -171,6 +212,11 @@ class SpaceModel:
         return int(self._embed.weight.shape[0])
 
     @property
+    def has_plain_head(self) -> bool:
+        """Whether logits are nothing but the head's product with hidden states."""
+        return self._head is not None
+
+    @property
     def k(self) -> int:
         """Masks a group was trained with."""
         return self.masks.k
@@ -202,10 +248,19 @@ class SpaceModel:
         n_judged = 1 + layout.n_drafts
         if self._head is None:
             rows = self._run(self.lm, shape, real_ids, cache, logits_to_keep=layout.n_judged).logits[0]
-            return Judged(rows[:n_judged], rows, _identity, shape.drafting, self.mask_token_id)
+            return Judged(self.logits(rows[:n_judged]), rows, shape.drafting, self)
         hidden = self._run(self._base, shape, real_ids, cache).last_hidden_state[0]
         rows = hidden[layout.n_real - n_judged :]
-        return Judged(self._head(rows[:n_judged]), rows, self._head, shape.drafting, self.mask_token_id)
+        return Judged(self.logits(rows[:n_judged]), rows, shape.drafting, self)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """What `call` left for the head, as logits. [n, hidden] → float [n, V], [M] at -inf"""
+        return _without(rows if self._head is None else self._head(rows), self.mask_token_id)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Input embeddings. int64 [n] → float [n, hidden]"""
+        embeddings: Tensor = self._embed(tokens)
+        return embeddings
 
     @torch.inference_mode()
     def forward(self, layout: Layout, real_ids: Sequence[int], cache: BlockCache) -> Tensor:
@@ -438,10 +493,6 @@ def probe(model: SpaceModel) -> None:
                 f"{kind} does not obey explicit masks, positions or cache roll-back, or overflows in {dtype} "
                 f"(logits differ by {float(gap):.2g}): SPACE would not be lossless on it"
             )
-
-
-def _identity(logits: Tensor) -> Tensor:
-    return logits
 
 
 def _without(logits: Tensor, token_id: int | None) -> Tensor:

@@ -17,7 +17,9 @@ Why the output stays exact. Greedy: a plan changes which drafts are tried, never
 of them. Sampling: a draft may be judged or left out, but not because of the token that was drawn for
 it, or surprising tokens would be let through unjudged and the law would bend. So `confidences` are
 properties of the distributions q that the drafts were drawn from (their largest probability), known
-before the draw, and of the text so far; the tokens themselves are not shown to the planner.
+before the draw, and of the text so far; the tokens themselves are not shown to the planner. Where a
+sampler head lets a q depend on the drafts before it, the confidence is that of the mask before it was
+told: a plan that knew the other would leave drafts out because of what they are (a test shows it).
 
 Pure arithmetic on floats: no tensor, no model, no clock.
 """

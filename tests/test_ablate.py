@@ -96,16 +96,17 @@ def test_all_variants_from_one_base_killed_and_resumed(home, tmp_path, monkeypat
     for _, method, draw, *_ in done:
         texts, prompt = draw(0, torch.Generator().manual_seed(0))
         assert texts.shape == (4, {1: 24}.get(prompt, prompt + 16))
-        tried.add((type(method), prompt > 1, method.plan.until_fail, method.plan.soft))
+        tried.add((type(method), prompt > 1, method.plan.until_fail, method.plan.soft, method.plan.sampler))
     assert tried == {
-        (Paper, False, 1.0, 0.0),
-        (Dense, False, 1.0, 0.0),
-        (Dense, True, 1.0, 0.0),
-        (Gated, True, 1.0, 0.0),
-        (Gated, True, 0.2, 0.0),
-        (Gated, True, 0.2, 0.2),
+        (Paper, False, 1.0, 0.0, 0),
+        (Dense, False, 1.0, 0.0, 0),
+        (Dense, True, 1.0, 0.0, 0),
+        (Gated, True, 1.0, 0.0, 0),
+        (Gated, True, 0.2, 0.0, 0),
+        (Gated, True, 0.2, 0.2, 0),
+        (Gated, True, 0.2, 0.2, 512),
     }
-    assert len(done) == 13, "3 whole and 3 gated variants, 1 and 2 rates, 2 seeds: 18, and 5 were there"
+    assert len(done) == 17, "3 whole and 4 gated variants, 1 and 2 rates, 2 seeds: 22, and 5 were there"
     assert all((out / "units" / name).read_bytes() == text for name, text in kept.items())
     result = json.loads((tmp_path / "copy.json").read_text())
     assert result == json.loads((out / "ablation.json").read_text())
@@ -120,7 +121,7 @@ def test_all_variants_from_one_base_killed_and_resumed(home, tmp_path, monkeypat
         assert row["seeds"] == 2 and row["tokens_per_call"] == pytest.approx(sum(rates) / 2, abs=1e-4)
         assert (row["lowest"], row["highest"]) == (min(rates), max(rates)) and min(rates) >= 1
     by_name = {row["variant"]: row for row in result["variants"]}
-    for name in ("gated", "until_fail", "soft"):
+    for name in ("gated", "until_fail", "soft", "told"):
         assert by_name[name]["as_base"] == 1, "a frozen base writes what it wrote"
         assert by_name[name]["rates_tried"] == [1e-3, 2e-3]
     per_step = {name: row["mask_targets"] / row["steps"] for name, row in by_name.items()}

@@ -174,7 +174,15 @@ def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
         ("base", _join(("layers", shape.get("layers")), ("hidden", shape.get("hidden")))),
         ("base steps", _join(("", pretrain.get("steps")), ("windows each", pretrain.get("batch")))),
         ("own outputs", _grouped(distill.get("prompts"))),
-        ("masks", _join(("k", masks.get("k")), ("rank", masks.get("rank")), ("", masks.get("method")))),
+        (
+            "masks",
+            _join(
+                ("k", masks.get("k")),
+                ("rank", masks.get("rank")),
+                ("sampler head", masks.get("sampler") or None),
+                ("", masks.get("method")),
+            ),
+        ),
         ("masks’ steps", _grouped(masks.get("steps"))),
         ("logged time", f"{found.seconds / 60:.0f} minutes" if found.seconds else None),
         ("held-out loss", evaluation.get("heldout_loss")),
