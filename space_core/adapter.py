@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from space_core.errors import CheckpointError
-from space_core.products import replaced
+from space_core.products import Replaced
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -53,7 +52,6 @@ class GatedAdapter(nn.Module):
         self.b = nn.ParameterDict()
         self._layers: dict[str, nn.Module] = {}
         self._gates: dict[nn.Module, _Gate] = {}
-        self._first_mask = 0
         for name, module in lm.named_modules():
             if name.rpartition(".")[2] in self.targets:
                 n_in, n_out = _width(module, name)
@@ -63,26 +61,24 @@ class GatedAdapter(nn.Module):
                 self.a[_key(name)] = nn.Parameter(torch.empty(rank, n_in, **like))
                 self.b[_key(name)] = nn.Parameter(torch.zeros(n_out, rank, **like))
                 nn.init.kaiming_uniform_(self.a[_key(name)], a=math.sqrt(5))
-                self._gates[module] = _Gate(self.a[_key(name)], self.b[_key(name)], self.scale)
+                self._gates[module] = _Gate(module, self.a[_key(name)], self.b[_key(name)], self.scale)
         if not self._layers:
             raise CheckpointError(
                 f"the model has no layers named {', '.join(self.targets)}: the adapter does not fit it"
             )
+        self._on = _On(self._gates)
 
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
 
-    @contextmanager
-    def on(self, first_mask: int) -> Iterator[None]:
+    def on(self, first_mask: int) -> Replaced:
         """Update the rows from `first_mask` on. Outside of the `with`, the layers are the base's own.
 
         So plain decoding, and whoever else uses the model, runs what transformers made, untouched.
         """
-        for module, gate in self._gates.items():
-            gate.plain, gate.first_mask = module.forward, first_mask
-        with replaced(self._gates):
-            yield
+        self._on.first_mask = first_mask
+        return self._on
 
     def save(self, folder: Path, base: str | None) -> None:
         """Write PEFT's `adapter_config.json` and `adapter_model.safetensors`."""
@@ -150,10 +146,17 @@ class GatedAdapter(nn.Module):
 class _Gate:
     """The forward of a layer with B·A added to the mask rows of its output."""
 
-    def __init__(self, a: Tensor, b: Tensor, scale: float) -> None:
-        self.a, self.b, self.scale = a, b, scale
-        self.plain: Any = None
+    def __init__(self, layer: nn.Module, a: Tensor, b: Tensor, scale: float) -> None:
+        self.layer, self.a, self.b, self.scale = layer, a, b, scale
+        self.kind, self.own = type(layer), layer.forward
+        self.plain: Any = self.own
         self.first_mask = 0
+
+    def take(self, hung: Any, first_mask: int) -> None:
+        """Update what the layer does now: what is hung onto it, or what its class does."""
+        if hung is None and type(self.layer) is not self.kind:  # as sharding a model makes it
+            self.kind, self.own = type(self.layer), type(self.layer).forward.__get__(self.layer)
+        self.plain, self.first_mask = self.own if hung is None else hung, first_mask
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [batch, rows, in]; some models flatten their one text to [rows, in]."""
@@ -170,6 +173,22 @@ class _Gate:
             update = nn.functional.linear(nn.functional.linear(x[..., first:, :], self.a), self.b)
             y[..., first:, :].add_(update, alpha=self.scale)
         return y
+
+
+class _On(Replaced):
+    """All gates of an adapter."""
+
+    first_mask = 0
+
+    def __init__(self, gates: dict[nn.Module, _Gate]) -> None:
+        super().__init__(gates)
+        self._gates = list(gates.values())
+
+    def __enter__(self) -> list[Any]:
+        own = super().__enter__()
+        for gate, hung in zip(self._gates, own, strict=True):
+            gate.take(hung, self.first_mask)
+        return own
 
 
 def _width(module: nn.Module, name: str) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from space_core.planner import AutoPlanner, GridPlanner, Planner
 from space_core.planner import Plan as PlannedCall
 from space_core.settings import MAX_NEW_TOKENS, Plan, Settings, Verification
 from space_core.trace import Step, Stop
-from space_core.verify import Verdict, draw, verify_block, verify_greedy, verify_sampled
+from space_core.verify import Verdict, draw, likeliest, verify_block, verify_greedy, verify_sampled
 
 
 def vanilla(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) -> Iterator[Step]:
@@ -200,7 +200,7 @@ class _Run:
         if tokens is None:
             tokens = self.no_tokens
         if self.settings.greedy:
-            return verify_greedy(logits.argmax(-1), tokens)
+            return verify_greedy(likeliest(logits), tokens)
         p = self.distribution(logits)
         uniforms = self.uniforms(1 + len(drafts), p)
         return self.judge(p, p[:0] if drafts.q is None else drafts.q, tokens, uniforms)
@@ -225,7 +225,7 @@ class _Run:
     def _draft_in_turn(self, judged: Judged, masks: Tensor, own: Tensor) -> _Guessed:
         """Drafts that know the ones before. [n, hidden], int64 []"""
         if self.settings.greedy:
-            tokens, logits = judged.chain(masks, own, lambda row: row.argmax(-1))
+            tokens, logits = judged.chain(masks, own, likeliest)
             _, sure = _surest(logits)
             return _Guessed(tokens, sure, sure, None)
         rows: list[Tensor] = []
@@ -302,8 +302,7 @@ class _Run:
 def _surest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The likeliest token of each row and its probability. [n, V] → int64 [n], float [n]"""
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    top, tokens = wide.max(-1)
-    return tokens, (top - wide.logsumexp(-1)).exp().clamp(max=1)
+    return likeliest(logits), (wide.amax(-1) - wide.logsumexp(-1)).exp().clamp(max=1)
 
 
 def _planner(model: SpaceModel, settings: Settings) -> Planner:

@@ -33,6 +33,7 @@ LONG_CALL = 256
 GROUPED = "TRANSFORMERS_SDPA_FORCE_GQA"
 """transformers' switch for attention that shares keys among queries without copying them. With a mask it is
 off, for the sake of GPUs; on a CPU, copying took a third of a call's attention (6 rows, 300 tokens)."""
+NOTHING = nullcontext()
 SHAPE_BYTES = 64 * 2**20
 """Attention masks kept per model; the oldest go first."""
 
@@ -151,6 +152,25 @@ class Judged:
             before = choose(logits[-1])
             tokens.append(before)
         return torch.cat(tokens), torch.cat(logits)
+
+
+class _Grouping:
+    """Attention that shares keys, within the `with`, unless the environment says so or otherwise anyway."""
+
+    def __init__(self) -> None:
+        self._set: list[bool] = []
+
+    def __enter__(self) -> None:
+        self._set.append(GROUPED not in os.environ)
+        if self._set[-1]:
+            os.environ[GROUPED] = "1"
+
+    def __exit__(self, *error: object) -> None:
+        if self._set.pop():
+            del os.environ[GROUPED]
+
+
+GROUPING = _Grouping()
 
 
 class SpaceModel:
@@ -276,6 +296,8 @@ class SpaceModel:
         self, part: Any, shape: _Shape, real_ids: Sequence[int], cache: BlockCache, **options: Any
     ) -> Any:
         layout, past = shape.layout, cache.length
+        if self.products and not past:
+            self.products.refresh()
         inputs: dict[str, Any] = {}
         if shape.masks is None:
             inputs["input_ids"] = torch.tensor([list(real_ids)], device=self.device)
@@ -284,23 +306,21 @@ class SpaceModel:
         if shape.sees is not None:
             inputs["attention_mask"] = shape.sees[..., shape.room - past :]
         adapter = self.masks.adapter
-        gate = adapter.on(layout.n_real) if adapter and layout.n_masks else nullcontext()
-        with self.lock, self.fast(), gate:
+        gate = adapter.on(layout.n_real) if adapter and layout.n_masks else NOTHING
+        products = self.products.on() if self.products else NOTHING
+        grouped = GROUPING if shape.sees is not None and self.device.type == "cpu" else NOTHING
+        with self.lock, products, grouped, gate:
             inputs[self._cache_argument] = cache
             return part(**inputs, position_ids=shape.offsets + past, use_cache=True, **options)
 
     @contextmanager
     def fast(self) -> Iterator[None]:
-        """Within it layers multiply and attend as is fastest here. Hold the lock."""
-        with self.products.on() if self.products else nullcontext():
-            if self.device.type != "cpu" or GROUPED in os.environ:
-                yield
-                return
-            os.environ[GROUPED] = "1"
-            try:
-                yield
-            finally:
-                del os.environ[GROUPED]
+        """Within it whoever runs `lm` multiplies and attends as the decoders do. Hold the lock."""
+        if self.products:
+            self.products.refresh()
+        products = self.products.on() if self.products else NOTHING
+        with products, GROUPING if self.device.type == "cpu" else NOTHING:
+            yield
 
     def row_embeddings(self, layout: Layout, real_ids: Sequence[int]) -> Tensor:
         """Input embeddings of the call's rows. [1, rows, hidden]"""

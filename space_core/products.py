@@ -15,8 +15,7 @@ stay as they are.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -36,23 +35,31 @@ GUESS, NEVER = 2, 2**62
 _Operator = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-@contextmanager
-def replaced(forwards: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Other forwards for some modules, which have their own again outside of the `with`.
+class Replaced:
+    """Other forwards for some modules within a `with`, which have their own again outside of it.
 
-    So whoever else uses the model runs what transformers made, untouched.
+    So whoever else uses the model runs what transformers made, untouched. A call of a small model takes
+    2 ms, and enters this twice: nothing is looked up here that was known before.
     """
-    own: list[Any] = [module.__dict__.get("forward") for module in forwards]
-    for module, forward in forwards.items():
-        module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        for module, forward in zip(forwards, own, strict=True):
+
+    def __init__(self, forwards: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> None:
+        self._places = [(module.__dict__, forward) for module, forward in forwards.items()]
+        self._own: list[list[Any]] = []
+
+    def __enter__(self) -> list[Any]:
+        """Returns the forwards that were hung onto the modules; None where there was but the class's."""
+        own = [place.get("forward") for place, _ in self._places]
+        self._own.append(own)
+        for place, forward in self._places:
+            place["forward"] = forward
+        return own
+
+    def __exit__(self, *error: object) -> None:
+        for (place, _), forward in zip(self._places, self._own.pop(), strict=True):
             if forward is None:
-                del module.__dict__["forward"]
+                del place["forward"]
             else:  # a wrapper around the layer that was there before, accelerate's for example
-                module.__dict__["forward"] = forward
+                place["forward"] = forward
 
 
 class Products:
@@ -65,11 +72,13 @@ class Products:
 
     def __init__(self, lm: nn.Module) -> None:
         self._layers: dict[nn.Module, _Product] = {}
+        self._on, self._stale = Replaced({}), 0
         operator = _operator()
         layers = [m for m in lm.modules() if type(m) is nn.Linear and _plain(m)]
         if operator is None or sum(m.weight.nbytes for m in layers) > MOST_BYTES:
             return
         self._layers = {m: _Product(m, operator) for m in layers}
+        self._on = Replaced(self._layers)
         self.measure()
 
     def __len__(self) -> int:
@@ -80,11 +89,16 @@ class Products:
         product = self._layers.get(head)
         return head if product is None else lambda rows: (product if product.fresh() else head)(rows)
 
-    @contextmanager
-    def on(self) -> Iterator[None]:
+    def refresh(self) -> None:
+        """Leave out layers that got new weights: to be called before each text, as looking takes time."""
+        stale = sum(not product.fresh() for product in self._layers.values())
+        if stale != self._stale:
+            self._stale = stale
+            self._on = Replaced({module: p for module, p in self._layers.items() if p.fresh()})
+
+    def on(self) -> Replaced:
         """The layers multiply as is fastest, within the `with`; those with new weights as they are."""
-        with replaced({module: p for module, p in self._layers.items() if p.fresh()}):
-            yield
+        return self._on
 
     @torch.inference_mode()
     def measure(self) -> None:

@@ -6,13 +6,15 @@ import copy
 
 import pytest
 import torch
+from tiny import oracle, output
 from torch import nn
 
 import space_core
+from space_core import Settings
 from space_core.bundled import default_checkpoint
 from space_core.cache import BlockCache
 from space_core.layout import Layout
-from space_core.products import Products, _operator, replaced
+from space_core.products import Products, Replaced, _operator
 
 pytestmark = pytest.mark.skipif(_operator() is None, reason="this torch has no oneDNN product")
 
@@ -57,7 +59,7 @@ def test_a_wrapper_that_was_there_comes_back():
     layer = nn.Linear(4, 4)
     wrapper = layer.forward
     layer.__dict__["forward"] = wrapper
-    with replaced({layer: lambda x: x}):
+    with Replaced({layer: lambda x: x}):
         pass
     assert layer.__dict__["forward"] is wrapper
 
@@ -77,9 +79,23 @@ def test_new_weights_are_never_missed(way):
         else:
             net[0].weight = nn.Parameter(net[0].weight * 2)
         wanted, wanted_first = net(x), net[0](x)
+        products.refresh()
         with products.on():
             torch.testing.assert_close(net(x), wanted)
         torch.testing.assert_close(head(x), wanted_first)
+
+
+def test_new_weights_are_seen_by_the_next_text():
+    """Whoever changes weights between two texts need not say so."""
+    model = space_core.load(default_checkpoint())
+    settings = Settings(k=2, max_new_tokens=8, plan="grid")
+    for decode in (space_core.vanilla, space_core.space):
+        before = output(decode(model, [5, 6, 7], settings))
+        with torch.no_grad():
+            for parameter in model.lm.model.layers[-1].parameters():
+                parameter.mul_(-3)
+        assert output(decode(model, [5, 6, 7], settings)) == oracle(model.lm, [5, 6, 7], 8) != before
+        model = space_core.load(default_checkpoint())
 
 
 def test_other_dtypes_devices_and_layers_stay_as_they_are():
