@@ -7,9 +7,9 @@ Ctrl-C. What each command takes and does is in `space_core/commands/`.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import os
-import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -115,9 +115,12 @@ def app(options: argparse.Namespace) -> int:
     Raises:
         CheckpointError: where it was left out of the installation.
     """
-    path = page()
+    spec = importlib.util.spec_from_file_location("app", page())
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["app"] = importlib.util.module_from_spec(spec)
     sys.argv = [f"{_name()} app", *options.rest]
-    runpy.run_path(str(path), run_name="__main__")
+    spec.loader.exec_module(module)
+    module.main(options.rest)
     return 0
 
 

@@ -37,6 +37,7 @@ TONES = {"good": "bold green", "even": "bold", "bad": "bold red"}
 FATES = {"newest": "", "accepted": "green", "rejected": "bold yellow", "unreached": "dim", "cut": "dim"}
 SIDE_BY_SIDE = 72
 """Columns of a terminal from which on two lanes stand beside each other."""
+GAP = 2
 LEAST_LINES = 3
 TAB = 4
 
@@ -69,16 +70,16 @@ class Lanes:
         for piece, origin in call["tokens"]:
             first, *others = visible(piece).expandtabs(TAB).split("\n")
             lines[-1].append(first, STYLES[origin])
-            lines += [Text(line, STYLES[origin]) for line in others]
+            lines += [Text().append(line, STYLES[origin]) for line in others]
 
     def live(self, width: int, height: int) -> RenderableType:
         """The ends of all texts, as much as a terminal has lines for."""
         beside = width >= SIDE_BY_SIDE
         columns = len(self.texts) if beside else 1
-        inner = max(1, (width - 2 * (columns - 1)) // columns)
+        inner = max(1, width // columns - GAP) if beside else width
         heads = [_head(name, self.tallies.get(name)) for name in self.texts]
-        taken = max(len(_wrapped(head, inner)) for head in heads) + 1
-        room = height - 2 if beside else (height - 2) // len(self.texts)
+        taken = max(len(_wrapped(head, inner)) for head in heads) + (1 if beside else 2)
+        room = height - 3 if beside else (height - 3) // len(self.texts)
         tails = [_tail(lines, inner, max(LEAST_LINES, room - taken)) for lines in self.texts.values()]
         return self._arranged(heads, tails, beside)
 
@@ -105,26 +106,26 @@ class Lanes:
         if not beside:
             parts: list[RenderableType] = []
             for head, body in zip(heads, bodies, strict=True):
-                parts += [head, body, Text()]
+                parts += [head, Text(), body, Text()]
             return Group(*parts, legend)
-        grid = Table.grid(expand=True, padding=(0, 2, 0, 0))
+        grid = Table.grid(expand=True, padding=(0, GAP, 0, 0))
         for _ in heads:
             grid.add_column(ratio=1, overflow="fold")
         grid.add_row(*heads)
+        grid.add_row()
         grid.add_row(*bodies)
         return Group(grid, Text(), legend)
 
 
 def _head(name: str, tally: Tally | None) -> Text:
-    head = Text(NAMES[name], "bold")
+    head = Text().append(NAMES[name], "bold")
     if tally is None or not tally["calls"]:
-        return head.append(": no call yet", "not bold")
+        return head.append(": no call yet")
     calls, tokens = tally["calls"], tally["tokens"]
     return head.append(
         f": {tokens} tokens in {calls} {'call' if calls == 1 else 'calls'}, "
         f"{tally['tokens_per_call']:.2f} per call, {tally['seconds']:.2f} s, "
-        f"{tally['tokens_per_second']:.0f} tokens/s",
-        "not bold",
+        f"{tally['tokens_per_second']:.0f} tokens/s"
     )
 
 
@@ -140,9 +141,8 @@ def _tail(lines: Sequence[Text], width: int, most: int) -> Text:
 
 def verdict(told: Verdict) -> Text:
     """The outcome in colour and words."""
-    text = Text(told["headline"], TONES[told["tone"]])
-    text.append(f"  {told['badge']}\n", "not bold")
-    return text.append(told["sentence"], "not bold")
+    text = Text().append(told["headline"], TONES[told["tone"]])
+    return text.append(f", {told['badge']}\n").append(told["sentence"])
 
 
 def call(told: dict[str, Any], signs: bool = True) -> Text:
@@ -158,7 +158,7 @@ def call(told: dict[str, Any], signs: bool = True) -> Text:
         f"Call {opened['n']} of {NAMES[opened['lane']]}: {_count(len(rows), 'row')}, "
         f"{_count(before, 'token')} before {'it' if len(rows) == 1 else 'them'} ({where})"
     )
-    parts = [Text(head, "bold"), Text("\n".join(opened["story"])), _rows(opened)]
+    parts = [Text(head, "bold"), Text(visible("\n".join(opened["story"]))), _rows(opened)]
     parts.append(_mask(opened["structure"], told["reasons"], signs))
     return Text("\n\n").join(parts)
 
@@ -202,14 +202,14 @@ def _mask(structure: dict[str, Any], reasons: dict[str, tuple[bool, str]], signs
     yes, no = ("■", "·") if signs else ("#", ".")
     rows, width = structure["rows"], max(len(row["name"]) for row in structure["rows"])
     gaps = {n for n, row in enumerate(rows) if row["slot"] == 1} | {0}
-    text = Text("Who sees whom", "bold")
-    text.append(f": {yes} sees, {no} does not; all that stands before, then the rows in order", "not bold")
+    text = Text().append("Who sees whom", "bold")
+    text.append(f": {yes} sees, {no} does not; all that stands before, then the rows in order")
     for row, whys in zip(rows, structure["whys"], strict=True):
-        text.append(f"\n{row['name'].ljust(width)}  ", "not bold")
+        text.append(f"\n{row['name'].ljust(width)}  ")
         for column, letter in enumerate(whys):
             seen = reasons[letter][0]
-            text.append(" " if column - 1 in gaps else "", "not bold")
-            text.append(yes if seen else no, "not bold green" if seen else "not bold dim")
+            text.append(" " if column - 1 in gaps else "")
+            text.append(yes if seen else no, "green" if seen else "dim")
     return text
 
 
