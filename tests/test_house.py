@@ -34,6 +34,8 @@ ROOMS = {
     },
     "prompts": {"errors", "model"},
     "scores": {"metrics", "trace"},
+    "specbench": {"scores"},
+    "visible": set(),
     "peers": {"errors", "model", "settings", "trace"},
     "bench": {"decoders", "errors", "model", "peers", "prompts", "scores", "settings", "trace"},
     "overhead": {"bench", "decoders", "metrics", "model", "scores", "settings"},

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from space_core.commands import options as given
 from space_core.errors import PromptError, SettingError
 from space_core.settings import Settings
 from space_core.visible import visible
+
+if TYPE_CHECKING:
+    from space_core.bench import Column
+    from space_core.model import SpaceModel
+    from space_core.scores import Run
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,11 +46,13 @@ def bench_prompts(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     ks = tuple(range(1, 9)) if options.sweep else options.k or (Settings().k,)
     settings, *_ = (given.settings(options, k) for k in ks)
     import space_core
-    from space_core import bench, prompts, scores
+    from space_core import bench, prompts, scores, specbench
 
     lines = bench.columns(options.methods, ks, options.plan)
+    places = _answer_files(options, lines)
     asked = prompts.read_prompts(Path(options.prompts), options.limit)
     found: list[scores.Summary] = []
+    board: list[specbench.Standing] = []
     skipped: dict[scores.Skip, None] = {}
     from tqdm import tqdm
 
@@ -68,6 +77,13 @@ def bench_prompts(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
                 progress=bar.update,
             )
             found += bench.summarize(measured)
+            if specbench.is_spec_bench(prompt.category for prompt in asked):
+                reference = measured.runs[lines[0]]
+                for line, runs in measured.runs.items():
+                    board.append(specbench.standing(str(line.method), line.k, runs, reference))
+            for line, runs in measured.runs.items():
+                if places:
+                    _write_answers(places[str(line.method), line.k, dtype], model, line, dtype, runs)
             skipped |= dict.fromkeys(measured.skipped)
     result = bench.result(
         model,
@@ -81,7 +97,36 @@ def bench_prompts(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         _head(options)["command"],
     )
     tables = scores.report(found, [*skipped], settings.greedy)
+    if board:
+        result["spec_bench"] = scores.to_json(board)
+        tables += f"\n\n{specbench.report(board)}"
     return result, f"{_title(result)}, {result['prompts']} prompts\n\n{tables}"
+
+
+def _answer_files(options: argparse.Namespace, lines: Sequence[Column]) -> dict[tuple[str, int, str], Path]:
+    """Where each method's answers go; empty where none are asked for.
+
+    Raises:
+        SettingError: where a file cannot be written.
+    """
+    if options.answers is None:
+        return {}
+    from space_core import bench, specbench
+
+    names = [(str(line.method), line.k, dtype) for dtype in options.dtype for line in lines]
+    places = specbench.files(Path(options.answers), names)
+    for path in places.values():
+        bench.check_output(path, "answers")
+    return places
+
+
+def _write_answers(path: Path, model: SpaceModel, line: Column, dtype: str, runs: Sequence[Run]) -> None:
+    from space_core import bench, prompts, specbench
+
+    name = "-".join([model.name, str(line.method), *([f"k{line.k}"] if line.k else []), dtype])
+    told = specbench.answers(runs, name, lambda run: prompts.answer(model, run.trace.output_ids))
+    bench.write_lines(path, told)
+    print(f"answers of {name}: {path}", file=sys.stderr)
 
 
 def _opened(options: argparse.Namespace, settings: Settings) -> tuple[Any, Any, dict[str, Any]]:
@@ -206,6 +251,12 @@ def add(command: argparse.ArgumentParser) -> None:
     of_prompts = command.add_argument_group("prompts")
     of_prompts.add_argument("--prompts", metavar="F.jsonl", help="in HumanEval's or Spec-Bench's form")
     of_prompts.add_argument("--methods", type=given.names, default=("space",), help="with commas")
+    of_prompts.add_argument(
+        "--answers",
+        metavar="OUT.jsonl",
+        help="write what was answered as Spec-Bench does, for its own evaluation script; vanilla's answers "
+        "go to OUT-vanilla.jsonl, those of several methods to OUT-METHOD-kK.jsonl",
+    )
     of_prompts.add_argument("--draft-model", metavar="DIR", help="the draft model of assisted")
     of_prompts.add_argument("--plan", choices=("auto", "grid"), default="auto", help="rows of space")
     of_prompts.add_argument("--k", type=given.counts, help="drafts per call; several with commas")
