@@ -1032,7 +1032,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
 
     loader = Loader(source, options.device, options.dtype, options.draft_model)
-    own = training.Training(HERE) if training.allowed(os.environ, options.allow_training) else None
+    trains = (HERE / "finetune").is_dir()  # an installed copy has no recipes
+    trains = trains and training.allowed(os.environ, options.allow_training)
+    own = training.Training(HERE) if trains else None
     page = build(loader, options.deadline, own)
     page.launch(
         server_name=options.host,

@@ -1,50 +1,101 @@
-"""The command line: `python -m space_core generate …` and `python -m space_core bench …`.
+"""The command line: `python -m space_core COMMAND …`, or `space COMMAND …` where it is installed.
 
-Exit code 0 on success, 2 on bad input with one clear line on stderr.
+Exit code 0 on success, 2 on bad input with one clear line on stderr, 130 when it was broken off with
+Ctrl-C. What each command takes and does is in `space_core/commands/`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
-import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from space_core.bundled import default_checkpoint
-from space_core.errors import PromptError, SettingError, SpaceError
-from space_core.settings import Settings
-from space_core.trace import Step, Trace
+from space_core.bundled import page
+from space_core.commands import bench, generate, inspect, race
+from space_core.errors import SpaceError
+from space_core.visible import visible
 
-MAX_PROMPT_BYTES = 4_000_000
+ABOUT = """\
+SPACE decoding: one language model drafts several tokens and verifies them in the same call.
+
+A call is fed the newest token, the drafts of the call before, and groups of mask tokens. The drafts that
+say what the model itself says stand; one token of its own follows them; and the masks behind the last
+one that stands guess the next drafts. The text is that of plain decoding, in fewer calls.
+"""
+EXAMPLES = """\
+examples:
+  {prog} race "def fib(n):"                      both ways live, and the verdict
+  {prog} generate "def fib(n):" --json           one run, every call told
+  printf 'def fib(n):' | {prog} generate --prompt-file - --method vanilla
+  {prog} inspect "def fib(n):" --call 3          the rows of a call, and who sees whom
+  {prog} bench --prompts prompts.jsonl --methods space,space-grid,generate
+  {prog} app                                     the page, in a browser
+
+Every command takes --help. The bundled model writes Python; --model takes any causal LM of
+transformers, a folder or a hub id. Exit codes: 0 done, 2 bad input (one line says what), 130 Ctrl-C.
+"""
+RACE = """\
+Race SPACE against plain decoding on one prompt, on a fair clock: one call at a time, each lane charged
+its own seconds only, the lane that is behind moves next.
+
+Marks, each with a cue beside its colour:
+  green, underlined   an accepted draft: guessed by masks (or copied), and what the model says itself
+  yellow, bold        corrected: a draft was wrong here, and this is the model's own token in its place
+  cyan, italic        bonus: all drafts stood, and one token of the model's own came on top
+  unmarked            the model's own, without any draft
+
+NO_COLOR=1 leaves the cues. In a pipe, and where TERM=dumb, the text comes plain. Control characters that
+a model writes are shown, never obeyed.
+"""
+GENERATE = """\
+Decode one prompt. The text goes to standard output, one line of numbers to standard error; with --json a
+whole run goes to standard output: every call with its drafts, what stood, rows and seconds.
+"""
+INSPECT = """\
+Open one call: what each row is, where it stands, what it predicted, what became of it, and the attention
+mask, a line for each row that looks. The call is computed once more from the run, by the model that made
+it. `--plan grid` shows the paper's (k+1)² rows; the default feeds only those worth their time.
+"""
+BENCH = """\
+Measure: methods on a file of prompts (the default), calls by their rows, planned calls against the
+better of plain ones and the grid, or the time outside the model. Prompts come in HumanEval's form
+({"task_id", "prompt"}) or Spec-Bench's ({"question_id", "category", "turns"}), whose leaderboard is
+printed too, and whose evaluation script reads what --answers writes.
+"""
+APP = "serve the page; what follows goes to it, `app --help` tells"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, without the usage: what is wrong is what the user wants to know."""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {visible(' '.join(message.split()))}\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     # Before torch is imported: spinning OpenMP threads starve each other on a busy small machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    options = _parser().parse_args(arguments)
-    options.typed = shlex.join(sys.argv[1:] if arguments is None else arguments)
+    typed = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter gets a sign for it
             stream.reconfigure(errors="replace")
+    parser = _parser()
+    options, rest = parser.parse_known_args(typed)
+    options.typed = shlex.join(typed)
+    options.rest = rest
+    if rest and options.command != "app":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         result: int = options.run(options)
         sys.stdout.flush()
         return result
     except SpaceError as error:
-        print(f"space_core: {error}", file=sys.stderr)
+        print(f"space_core: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -58,372 +109,43 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def generate(options: argparse.Namespace) -> int:
-    """Decode one prompt; print the text, or with --json the whole trace."""
-    settings = _settings(options, options.k)
-    prompt = read_prompt(options.prompt_file)
-    _quiet()
-    import space_core
-
-    model = space_core.load(_model(options), options.device, options.dtype, options.mask_token_id)
-    ids = model.encode(prompt)
-    space_core.tune_threads(model)
-    method = {"vanilla": space_core.vanilla, "space": space_core.space}[options.method]
-    steps: Iterator[Step] = method(model, ids, settings)
-    collected = tuple(steps)
-    output = [token for step in collected for token in step.emitted]
-    trace = Trace(
-        model=model.name,
-        method=options.method,
-        k=settings.k if options.method == "space" else 0,
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
-        prompt_ids=tuple(ids),
-        steps=collected,
-        text=model.decode(output),
-        settings=settings.to_json(),
-    )
-    if options.json:
-        print(json.dumps(trace.to_json()))
-    else:
-        print(trace.text)
-        print(
-            f"{options.method}: {len(output)} tokens, {trace.calls} calls, "
-            f"{trace.tokens_per_call:.2f} tokens per call, {trace.seconds:.2f} s ({trace.stop})",
-            file=sys.stderr,
-        )
-    return 0
-
-
-def bench(options: argparse.Namespace) -> int:
-    """Run the benchmark; print a table, or JSON."""
-    if options.json not in (None, "-"):
-        from space_core.bench import check_output
-
-        check_output(Path(options.json))
-    run = RUNS[options.what]
-    result, text = run(options)
-    if options.json == "-":
-        print(json.dumps(result))
-        return 0
-    if options.json is not None:
-        from space_core.bench import write
-
-        write(Path(options.json), result)
-    print(text)
-    return 0
-
-
-def bench_prompts(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Prompts × methods: the result as JSON ("space-bench/1"), and as a table."""
-    if options.prompts is None:
-        raise PromptError("bench needs prompts: --prompts F.jsonl")
-    ks = tuple(range(1, 9)) if options.sweep else options.k or (Settings().k,)
-    settings, *_ = (_settings(options, k) for k in ks)
-    _quiet()
-    import space_core
-    from space_core import bench, prompts, scores
-
-    lines = bench.columns(options.methods, ks, options.plan)
-    asked = prompts.read_prompts(Path(options.prompts), options.limit)
-    found: list[scores.Summary] = []
-    skipped: dict[scores.Skip, None] = {}
-    from tqdm import tqdm
-
-    warmup = min(options.warmup, len(asked))
-    with tqdm(total=len(options.dtype) * (warmup + options.repetitions * len(asked)), disable=None) as bar:
-        for dtype in _dtypes(options.dtype):
-            model = space_core.load(_model(options), options.device, dtype, options.mask_token_id)
-            if not found:  # one number of threads for all dtypes
-                space_core.tune_threads(model)
-            draft = None
-            if options.draft_model is not None:
-                draft = space_core.load(options.draft_model, options.device, dtype)
-            measured = bench.measure(
-                model,
-                asked,
-                lines,
-                settings,
-                repetitions=options.repetitions,
-                warmup=warmup,
-                draft=draft,
-                prompt_tokens=options.prompt_tokens,
-                progress=bar.update,
-            )
-            found += bench.summarize(measured)
-            skipped |= dict.fromkeys(measured.skipped)
-    result = bench.result(
-        model,
-        draft,
-        options.dtype,
-        settings,
-        options.repetitions,
-        len(asked),
-        found,
-        skipped,
-        _head(options)["command"],
-    )
-    tables = scores.report(found, [*skipped], settings.greedy)
-    return result, f"{_title(result)}, {result['prompts']} prompts\n\n{tables}"
-
-
-def _opened(options: argparse.Namespace, settings: Settings) -> tuple[Any, Any, dict[str, Any]]:
-    """Prompts, model and the head of the result, of a benchmark that takes one dtype."""
-    if options.prompts is None:
-        raise PromptError(f"bench {options.what} needs prompts: --prompts F.jsonl")
-    (dtype,) = _dtypes(options.dtype[:1])
-    _quiet()
-    import space_core
-    from space_core import bench, prompts
-
-    asked = prompts.read_prompts(Path(options.prompts), options.limit)
-    model = space_core.load(_model(options), options.device, dtype, options.mask_token_id)
-    space_core.tune_threads(model)
-    about = {
-        **_head(options),
-        **bench.machine(model.device),
-        "model": model.name,
-        "dtype": dtype,
-        "settings": settings.to_json(),
-        "prompts": len(asked),
-    }
-    return asked, model, about
-
-
-def bench_planner(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Planned SPACE against the better of plain decoding and the grid ("space-bench-planner/1")."""
-    from space_core import scores, stakes
-
-    ks = options.k or stakes.KS
-    settings, *_ = (_settings(options, k) for k in ks)
-    asked, model, about = _opened(options, settings)
-    lengths = options.context or stakes.LENGTHS
-    temperatures = stakes.TEMPERATURES
-    from tqdm import tqdm
-
-    kinds = 1 if model.masks.method == "untrained" else 2
-    with tqdm(total=kinds * len(ks) * len(lengths) * len(temperatures), disable=None) as bar:
-        cells = stakes.play(
-            model,
-            asked,
-            settings,
-            ks=ks,
-            temperatures=temperatures,
-            lengths=lengths,
-            repetitions=options.repetitions,
-            progress=bar.update,
-        )
-    result = {"format": stakes.FORMAT, **about, "cells": scores.to_json(cells)}
-    return result, f"{_title(result)}, {len(asked)} prompts\n\n{stakes.report(cells)}"
-
-
-def bench_overhead(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """The share of a run that is neither forward nor head ("space-bench-overhead/1")."""
-    from space_core import overhead, scores
-
-    settings = _settings(options, (options.k or (Settings().k,))[0])
-    asked, model, about = _opened(options, settings)
-    found = overhead.profile(model, [model.encode(prompt.turns[0]) for prompt in asked], settings)
-    result = {"format": overhead.FORMAT, **about, "methods": scores.to_json(found)}
-    return result, f"{_title(result)}, {len(asked)} prompts\n\n{overhead.report(found)}"
-
-
-def bench_calls(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Seconds of a call by its rows: the result as JSON ("space-bench-calls/1"), and as a table."""
-    if options.model and options.shape:
-        raise SettingError("shape", "--shape makes a model, --model opens one: give one of them")
-    _quiet()
-    import space_core
-    from space_core import bench, calls, scores
-
-    found: list[calls.CallTime] = []
-    for dtype in _dtypes(options.dtype):
-        if options.shape:
-            model = calls.random_llama(options.shape, options.device, dtype)
-        else:
-            model = space_core.load(_model(options), options.device, dtype, options.mask_token_id)
-        if not found:
-            space_core.tune_threads(model)
-        rows = options.rows or calls.ROWS
-        found += calls.measure(model, rows, calls.contexts_for(model, options.context, rows))
-    result = {
-        "format": calls.FORMAT,
-        **_head(options),
-        **bench.machine(model.device),
-        "model": calls.describe(model),
-        "calls": scores.to_json(found),
-    }
-    return result, f"{_title(result)}\n\n{calls.report(found)}"
-
-
-RUNS = {
-    "prompts": bench_prompts,
-    "calls": bench_calls,
-    "planner": bench_planner,
-    "overhead": bench_overhead,
-}
-
-
-def _title(result: dict[str, Any]) -> str:
-    return f"{result['model']}\n{result['device']}, {result['threads']} threads"
-
-
-def _model(options: argparse.Namespace) -> str | Path:
-    return default_checkpoint() if options.model is None else options.model
-
-
-def _head(options: argparse.Namespace) -> dict[str, str]:
-    return {
-        "command": f"python -m space_core {options.typed}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _dtypes(names: Sequence[str]) -> Sequence[str]:
-    """The names, all known: the last one is not to fail after an hour."""
-    from space_core.checkpoint import DTYPES
-
-    for name in names:
-        if name not in DTYPES:
-            raise SettingError("dtype", f"dtype must be one of {', '.join(DTYPES)}, not {name!r:.40}")
-    return names
-
-
-def read_prompt(name: str) -> str:
-    """A prompt from a file, or from standard input for "-".
+def app(options: argparse.Namespace) -> int:
+    """Serve the page of this checkout or of the installed copy; ends with it.
 
     Raises:
-        PromptError: when it cannot be read as UTF-8 text, or is far too long.
+        CheckpointError: where it was left out of the installation.
     """
-    try:
-        if name == "-" and sys.stdin is None:
-            raise PromptError("there is no standard input to read the prompt from")
-        if name == "-":
-            data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
-        else:
-            with Path(name).open("rb") as file:
-                data = file.read(MAX_PROMPT_BYTES + 1)
-    except OSError as error:
-        raise PromptError(f"cannot read the prompt file {name}: {error.strerror}") from None
-    if len(data) > MAX_PROMPT_BYTES:
-        raise PromptError(f"the prompt is longer than {MAX_PROMPT_BYTES} bytes")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise PromptError("the prompt is not UTF-8 text") from None
+    spec = importlib.util.spec_from_file_location("app", page())
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["app"] = importlib.util.module_from_spec(spec)
+    sys.argv = [f"{_name()} app", *options.rest]
+    spec.loader.exec_module(module)
+    module.main(options.rest)
+    return 0
+
+
+def _name() -> str:
+    """What the user typed to get here."""
+    return "space" if Path(sys.argv[0]).stem == "space" else "python -m space_core"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("python -m space_core", description="SPACE decoding on the command line.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    command = commands.add_parser("generate", help="decode one prompt")
-    command.set_defaults(run=generate)
-    command.add_argument("--prompt-file", required=True, metavar="F", help='text file, "-" for stdin')
-    command.add_argument("--method", choices=("vanilla", "space"), default="space")
-    command.add_argument("--plan", choices=("auto", "grid"), default="auto", help="rows of a call")
-    command.add_argument("--json", action="store_true", help="print the trace as one JSON object")
-    command.add_argument("--k", type=int, default=Settings().k, help="drafts per call")
-    _add_model(command)
-    _add_settings(command)
-    _add_bench(commands.add_parser("bench", help="measure methods on prompts, or calls by their rows"))
+    prog = _name()
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog, description=ABOUT, epilog=EXAMPLES.format(prog=prog), formatter_class=layout)
+    commands = parser.add_subparsers(
+        dest="command", required=True, parser_class=_Parser, metavar="command", title="commands"
+    )
+    for add, name, short, about in (
+        (race.add, "race", "SPACE against plain decoding, live in the terminal", RACE),
+        (generate.add, "generate", "decode one prompt", GENERATE),
+        (inspect.add, "inspect", "one call: its rows, and who sees whom", INSPECT),
+        (bench.add, "bench", "measure methods on prompts, or calls by their rows", BENCH),
+    ):
+        add(commands.add_parser(name, help=short, description=about, formatter_class=layout))
+    served = commands.add_parser("app", help=APP, add_help=False)
+    served.set_defaults(run=app)
     return parser
-
-
-def _add_bench(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(run=bench)
-    command.add_argument(
-        "what",
-        nargs="?",
-        choices=tuple(RUNS),
-        default="prompts",
-        help="prompts × methods (the default); seconds of a call by its rows; planned calls against "
-        "plain ones and the grid over k, temperature, context and masks; time outside the model",
-    )
-    command.add_argument("--json", metavar="OUT", help='write the result here, "-" for stdout')
-    _add_model(command, dtypes=True)
-    of_prompts = command.add_argument_group("prompts")
-    of_prompts.add_argument("--prompts", metavar="F.jsonl", help="in HumanEval's or Spec-Bench's form")
-    of_prompts.add_argument("--methods", type=_names, default=("space",), help="with commas")
-    of_prompts.add_argument("--draft-model", metavar="DIR", help="the draft model of assisted")
-    of_prompts.add_argument("--plan", choices=("auto", "grid"), default="auto", help="rows of space")
-    of_prompts.add_argument("--k", type=_counts, help="drafts per call; several with commas")
-    of_prompts.add_argument("--sweep", choices=("k",), help="every space method with k = 1..8")
-    of_prompts.add_argument("--limit", type=_count, help="only so many prompts")
-    of_prompts.add_argument("--repetitions", type=_count, default=1)
-    of_prompts.add_argument(
-        "--prompt-tokens", type=_count, help="lengthen (by the other prompts) or cut each prompt to this"
-    )
-    of_prompts.add_argument("--warmup", type=_whole, default=1, help="prompts decoded before the clock")
-    _add_settings(of_prompts)
-    of_calls = command.add_argument_group("calls")
-    of_calls.add_argument("--shape", help="random weights of this size: 16M, 100M, 1B or 7B")
-    of_calls.add_argument("--rows", type=_counts, help="with commas")
-    of_calls.add_argument(
-        "--context", type=_counts, help="tokens in the cache (planner: of the prompts); with commas"
-    )
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise argparse.ArgumentTypeError("names nothing")
-    return names
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split(","))
-
-
-def _count(text: str) -> int:
-    number = _whole(text)
-    if not number:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _whole(text: str) -> int:
-    if not text.strip().isdecimal() or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no whole number")
-    return int(text)
-
-
-def _add_model(command: argparse.ArgumentParser, dtypes: bool = False) -> None:
-    command.add_argument("--model", metavar="DIR_OR_HUB_ID", help="default: the bundled checkpoint")
-    names = "float64, float32, bfloat16 or float16"
-    if dtypes:
-        command.add_argument("--dtype", type=_names, default=("float32",), help=f"{names}; with commas")
-    else:
-        command.add_argument("--dtype", default="float32", help=names)
-    command.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto")
-    command.add_argument("--mask-token-id", type=int, help="id of [M] in an official-format checkpoint")
-
-
-def _add_settings(command: argparse._ActionsContainer) -> None:
-    defaults: Any = Settings()
-    command.add_argument("--max-new-tokens", type=int, default=defaults.max_new_tokens)
-    command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    command.add_argument("--top-p", type=float, default=1.0)
-    command.add_argument("--top-k", type=int, default=0)
-    command.add_argument("--seed", type=int, default=0)
-
-
-def _settings(options: argparse.Namespace, k: int) -> Settings:
-    return Settings(
-        k=k,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        seed=options.seed,
-        plan=options.plan,
-    )
-
-
-def _quiet() -> None:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from space_core.errors import CheckpointError
+from space_core.placement import runs_on
 from space_core.products import Replaced
 
 CONFIG = "adapter_config.json"
@@ -55,8 +56,7 @@ class GatedAdapter(nn.Module):
         for name, module in lm.named_modules():
             if name.rpartition(".")[2] in self.targets:
                 n_in, n_out = _width(module, name)
-                weight = next(module.parameters())
-                like = {"dtype": weight.dtype, "device": weight.device}
+                like: dict[str, Any] = {"dtype": _dtype(module, lm), "device": runs_on(module)}
                 self._layers[name] = module
                 self.a[_key(name)] = nn.Parameter(torch.empty(rank, n_in, **like))
                 self.b[_key(name)] = nn.Parameter(torch.zeros(n_out, rank, **like))
@@ -148,7 +148,7 @@ class _Gate:
 
     def __init__(self, layer: nn.Module, a: Tensor, b: Tensor, scale: float) -> None:
         self.layer, self.a, self.b, self.scale = layer, a, b, scale
-        self.kind, self.own = type(layer), layer.forward
+        self.kind, self.own = type(layer), type(layer).forward.__get__(layer)
         self.plain: Any = self.own
         self.first_mask = 0
 
@@ -198,6 +198,15 @@ def _width(module: nn.Module, name: str) -> tuple[int, int]:
     if type(module).__name__ == "Conv1D":
         return int(module.nx), int(module.nf)  # type: ignore[arg-type]
     raise CheckpointError(f"{name} is no linear layer: the adapter cannot update it")
+
+
+def _dtype(module: nn.Module, lm: nn.Module) -> torch.dtype:
+    """What a layer computes in: a quantised one's weight may be whole numbers."""
+    weight = next(module.parameters())
+    if weight.is_floating_point():
+        return weight.dtype
+    dtype: torch.dtype = lm.get_input_embeddings().weight.dtype  # type: ignore[operator, union-attr]
+    return dtype
 
 
 def _key(name: str) -> str:

@@ -303,7 +303,7 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, field: str = "json") -> None:
     """Whether a file can be written there: asked before hours of work, not behind them.
 
     Raises:
@@ -312,15 +312,24 @@ def check_output(path: Path) -> None:
     path = path.resolve()
     writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
     if not writable or (path.exists() and not path.is_file()):
-        raise SettingError("json", f"cannot write {path}: name a file in a folder that exists")
+        raise SettingError(field, f"cannot write {path}: name a file in a folder that exists")
 
 
 def write(path: Path, data: dict[str, Any]) -> None:
     """JSON to a file, whole or not at all."""
+    _replace(path, json.dumps(data, indent=1) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """JSON lines to a file, whole or not at all."""
+    _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _replace(path: Path, text: str) -> None:
     path = path.resolve()  # a link is kept, and what it points to replaced
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from space_core.adapter import GatedAdapter
 from space_core.errors import CheckpointError
 from space_core.model import Masks, SpaceModel, best_device, probe, untrained_masks
+from space_core.placement import check_map, runs_on, weights_here
 from space_core.sampler import WEIGHTS as SAMPLER
 from space_core.sampler import SamplerHead
 
@@ -52,8 +54,15 @@ def load(
     dtype: str = "float32",
     mask_token_id: int | None = None,
     k: int | None = None,
+    *,
+    device_map: str | Mapping[str, Any] | None = None,
+    max_memory: Mapping[int | str, int | str] | None = None,
+    offload_folder: str | Path | None = None,
 ) -> SpaceModel:
     """Open a checkpoint for decoding.
+
+    A base that was saved quantised (torchao, bitsandbytes) opens as transformers opens it, where the
+    library that made it is installed.
 
     Args:
         folder_or_hub_id: a local folder, or a model id on the Hugging Face hub.
@@ -61,9 +70,14 @@ def load(
         dtype: "float64", "float32", "bfloat16" or "float16".
         mask_token_id: vocabulary id of [M], for checkpoints in the paper's official format.
         k: masks a group was trained with, for the same.
+        device_map: for a model larger than one device, in place of `device`: "auto" (or another of
+            accelerate's ways), or a device for each module, "disk" among them:
+            {"model.embed_tokens": 0, "model.layers.0": "cpu", "model.layers.1": "disk", …}.
+        max_memory: most bytes of each device for the same, {0: "20GiB", "cpu": "60GiB"}.
+        offload_folder: where layers on disk are written, if the checkpoint's own files do not serve.
 
     Raises:
-        CheckpointError: for missing, damaged or misfitting files, an unknown device or dtype.
+        CheckpointError: for missing, damaged or misfitting files, an unknown device, map or dtype.
         UnsupportedModelError: for a model that SPACE cannot run losslessly.
     """
     if not isinstance(dtype, str) or dtype not in DTYPES:
@@ -71,17 +85,27 @@ def load(
     if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_MASKS):
         raise CheckpointError(f"k must be a whole number in 1..{MAX_MASKS}, not {k!r:.40}")
     place = find_device(device)
+    spread: dict[str, Any] = {}
+    if device_map is not None:
+        check_map(device_map, max_memory)
+        spread["device_map"] = device_map if isinstance(device_map, str) else dict(device_map)
+        spread["max_memory"] = None if max_memory is None else dict(max_memory)
+        spread["offload_folder"] = offload_folder
+    elif max_memory is not None or offload_folder is not None:
+        raise CheckpointError("max_memory and offload_folder need a device_map")
     folder = fetch(str(folder_or_hub_id))
     manifest = read_manifest(folder)
     base = folder
     if manifest and not (folder / "config.json").is_file():
         base = fetch(manifest["base"]["id"], manifest["base"].get("revision"))
-    lm = _open(base, str(folder_or_hub_id), DTYPES[dtype])
-    for name, parameter in lm.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise CheckpointError(f"the model is damaged: {name} holds numbers that are not finite")
+    if not spread and _is_quantized(base):
+        spread["device_map"] = {"": place}  # where its own format loads it: it may not be moved afterwards
+    lm = _open(base, str(folder_or_hub_id), DTYPES[dtype], spread)
+    _check_finite(lm)
     tokenizer = _tokenizer(base, lm)
-    lm = lm.to(place).requires_grad_(False)
+    if not spread:
+        lm = lm.to(place)
+    lm.requires_grad_(False)
     masks = _masks(lm, folder, manifest, mask_token_id, k)
     name = str(folder_or_hub_id)
     if folder == Path(name):
@@ -94,8 +118,12 @@ def load(
     return model
 
 
-def _open(folder: Path, name: str, dtype: torch.dtype) -> Any:
-    """The transformers model of a folder, complete, with an attention that takes a mask."""
+def _open(folder: Path, name: str, dtype: torch.dtype, spread: dict[str, Any]) -> Any:
+    """The transformers model of a folder, complete, with an attention that takes a mask.
+
+    Args:
+        spread: how its layers are laid over devices; empty for one device.
+    """
     for attention in ("sdpa", "eager"):
         try:
             lm, report = AutoModelForCausalLM.from_pretrained(
@@ -106,6 +134,7 @@ def _open(folder: Path, name: str, dtype: torch.dtype) -> Any:
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                **spread,
             )
         except Exception as error:  # a stranger's files in the hands of code that is not ours
             if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
@@ -116,6 +145,24 @@ def _open(folder: Path, name: str, dtype: torch.dtype) -> Any:
             raise CheckpointError(f"the model {name} is incomplete: {missing} is missing")
         return lm
     raise AssertionError("eager attention exists in every model")
+
+
+def _is_quantized(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # transformers says what is wrong with it
+    return isinstance(config, dict) and bool(config.get("quantization_config"))
+
+
+def _check_finite(lm: torch.nn.Module) -> None:
+    """Raise CheckpointError for weights that are not finite, those on disk included."""
+    for prefix, module in lm.named_modules():
+        with weights_here(module):
+            for name, parameter in module.named_parameters(prefix, recurse=False):
+                # A quantised weight is a class of its own: what it holds are whole numbers and scales.
+                if type(parameter) is torch.nn.Parameter and not bool(torch.isfinite(parameter).all()):
+                    raise CheckpointError(f"the model is damaged: {name} holds numbers that are not finite")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -225,17 +272,17 @@ def _masks(
         )
     if not bool(torch.isfinite(embeddings).all()):
         raise CheckpointError("the mask embeddings are damaged: they hold numbers that are not finite")
-    like = lm.get_input_embeddings().weight
+    embed = lm.get_input_embeddings()
     adapter = GatedAdapter.load(lm, folder / PARTS) if manifest.get("adapter") else None
     if adapter is not None:
         adapter.requires_grad_(False)
     head = SamplerHead.load(folder / PARTS, hidden) if manifest.get("sampler") else None
     if head is not None:
-        head.to(like).requires_grad_(False)
+        head.to(device=runs_on(embed), dtype=embed.weight.dtype).requires_grad_(False)
     return Masks(
         k or manifest["k"],
         str(manifest.get("method", "gated")),
-        embeddings=embeddings.to(device=like.device, dtype=like.dtype),
+        embeddings=embeddings.to(device=runs_on(embed), dtype=embed.weight.dtype),
         adapter=adapter,
         sampler=head,
     )

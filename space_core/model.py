@@ -23,6 +23,7 @@ from space_core.adapter import GatedAdapter
 from space_core.cache import BlockCache, additive, cache_argument
 from space_core.errors import PromptError, UnsupportedModelError
 from space_core.layout import Layout
+from space_core.placement import devices, is_spread, runs_on, weights_here
 from space_core.products import Products
 from space_core.sampler import SamplerHead
 
@@ -174,7 +175,9 @@ GROUPING = _Grouping()
 
 
 class SpaceModel:
-    """A causal LM with its masks, on one device. Make one with `space_core.load`.
+    """A causal LM with its masks, on one device or spread over several. Make one with `space_core.load`.
+
+    Layers that lie elsewhere fetch what they need; tokens, masks, positions and logits are on `device`.
 
     Attributes:
         lm: the transformers model, which plain decoding runs as it is.
@@ -205,7 +208,9 @@ class SpaceModel:
         self._shapes: dict[tuple[Any, ...], _Shape] = {}
         self.costs: dict[bool, Any] = {}
         """What calls were seen to cost, greedy or not: `cost.Costs`, filled by `decoders.py`."""
-        self._base, self._head = split_head(lm)
+        self._devices = devices(lm) if is_spread(lm) else None
+        base, head = split_head(lm)
+        self._base, self._head = base, self._at_home(head)
         self._cache_argument = cache_argument(lm)
         self.products: Products | None = None
         """How linear layers multiply on a CPU; None: as torch does."""
@@ -214,10 +219,22 @@ class SpaceModel:
         """Lay the weights out a second time where that is faster (`products.py`). `load` does it."""
         self.products = Products(self.lm)
         if self._head is not None:
-            self._head = self.products.head(self.lm.get_output_embeddings())
+            self._head = self._at_home(self.products.head(self.lm.get_output_embeddings()))
+
+    def _at_home(self, head: Any) -> Any:
+        """The head of a spread model, its logits where the tokens are."""
+        if head is None or self._devices is None:
+            return head
+        return lambda rows: self._home(head(rows))
+
+    def _home(self, rows: Tensor) -> Tensor:
+        return rows if self._devices is None else rows.to(self.device)
 
     @property
     def device(self) -> torch.device:
+        """Where tokens go in; of a spread model the device that embeds them."""
+        if self._devices is not None:
+            return runs_on(self._embed)
         device: torch.device = self._embed.weight.device
         return device
 
@@ -268,9 +285,10 @@ class SpaceModel:
         n_judged = 1 + layout.n_drafts
         if self._head is None:
             rows = self._run(self.lm, shape, real_ids, cache, logits_to_keep=layout.n_judged).logits[0]
+            rows = self._home(rows)
             return Judged(self.logits(rows[:n_judged]), rows, shape.drafting, self)
         hidden = self._run(self._base, shape, real_ids, cache).last_hidden_state[0]
-        rows = hidden[layout.n_real - n_judged :]
+        rows = self._home(hidden[layout.n_real - n_judged :])
         return Judged(self.logits(rows[:n_judged]), rows, shape.drafting, self)
 
     def logits(self, rows: Tensor) -> Tensor:
@@ -290,7 +308,7 @@ class SpaceModel:
         """
         shape = self._shape(layout, cache.length)
         logits: Tensor = self._run(self.lm, shape, real_ids, cache, logits_to_keep=layout.n_judged).logits[0]
-        return _without(logits, self.mask_token_id)
+        return _without(self._home(logits), self.mask_token_id)
 
     def _run(
         self, part: Any, shape: _Shape, real_ids: Sequence[int], cache: BlockCache, **options: Any
@@ -374,11 +392,11 @@ class SpaceModel:
 
     def synchronize(self) -> None:
         """Wait until the device has done all its work, so that a clock tells the truth."""
-        kind = self.device.type
-        if kind == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif kind == "mps":
-            torch.mps.synchronize()
+        for device in self._devices or (self.device,):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            elif device.type == "mps":
+                torch.mps.synchronize()
 
     def clock(self) -> float:
         """Seconds, with the device's work done."""
@@ -421,9 +439,10 @@ class SpaceModel:
 
 def untrained_masks(lm: Any, k: int = 5) -> Masks:
     """Masks nobody trained: the mean of the vocabulary. SPACE stays lossless, at about 1 a call."""
-    with torch.no_grad():
-        mean = lm.get_input_embeddings().weight.float().mean(0, keepdim=True)
-    return Masks(k, "untrained", embeddings=mean.to(lm.get_input_embeddings().weight.dtype))
+    embed = lm.get_input_embeddings()
+    with torch.no_grad(), weights_here(embed):
+        mean = embed.weight.float().mean(0, keepdim=True)
+    return Masks(k, "untrained", embeddings=mean.to(device=runs_on(embed), dtype=embed.weight.dtype))
 
 
 def context_window(config: Any) -> int:
@@ -532,13 +551,13 @@ def split_head(lm: Any) -> tuple[Any, Any]:
     base, head = getattr(lm, "base_model", lm), lm.get_output_embeddings()
     if base is lm or head is None:
         return lm, None
-    ids = torch.tensor([[0, 1]], device=lm.get_input_embeddings().weight.device)
+    ids = torch.tensor([[0, 1]], device=runs_on(lm.get_input_embeddings()))
     try:
         whole = lm(input_ids=ids, use_cache=False).logits
         parts = head(base(input_ids=ids, use_cache=False).last_hidden_state)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError):
         return lm, None  # `probe` says what is wrong with it
-    return (base, head) if torch.equal(whole, parts) else (lm, None)
+    return (base, head) if torch.equal(whole, parts.to(whole.device)) else (lm, None)
 
 
 @lru_cache(maxsize=1)

@@ -160,7 +160,8 @@ def _plain(layer: nn.Linear) -> bool:
     """Whether this is torch's own layer in float32 on a CPU, with nothing hung onto it."""
     weight = layer.weight
     return (
-        weight.device.type == "cpu"
+        type(weight) is nn.Parameter  # and no quantised one
+        and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and not weight.is_inference()
         and "forward" not in layer.__dict__

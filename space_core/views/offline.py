@@ -10,12 +10,11 @@ from __future__ import annotations
 import base64
 import hashlib
 from html import escape
-from pathlib import Path
 from typing import Final
 
+from space_core.bundled import ASSETS
 from space_core.views import frames
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
 STYLES: Final = ("page.css", "replay.css", "offline.css")
 SCRIPTS: Final = ("dom.js", "ink.js", "lane.js", "chart.js", "replay.js", "race.js")
 

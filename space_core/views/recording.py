@@ -15,8 +15,10 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from space_core.bundled import ASSETS
+
 FORMAT: Final = "space-race/1"
-PATH = Path(__file__).resolve().parents[2] / "assets" / "recorded" / "race.json"
+PATH = ASSETS / "recorded" / "race.json"
 MAX_BYTES = 300_000
 """It comes with the page itself, so it stays small."""
 PROMPT = '''def binary_search(items, target):

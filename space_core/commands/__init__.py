@@ -1,0 +1,1 @@
+"""The commands of `space_core/__main__.py`, one file each: what it takes, and a function that does it."""
