@@ -74,13 +74,14 @@ class GatedAdapter(nn.Module):
         return self.alpha / self.rank
 
     @contextmanager
-    def on(self, first_mask: int) -> Iterator[None]:
-        """Update the rows from `first_mask` on. Outside of the `with`, the layers are the base's own.
+    def on(self, first_mask: int, texts: int = 1) -> Iterator[None]:
+        """Update the rows from `first_mask` on, of each of so many texts in the call.
 
+        Outside of the `with`, the layers are the base's own.
         So plain decoding, and whoever else uses the model, runs what transformers made, untouched.
         """
         for module, gate in self._gates.items():
-            gate.plain, gate.first_mask = module.forward, first_mask
+            gate.plain, gate.first_mask, gate.texts = module.forward, first_mask, texts
         with replaced(self._gates):
             yield
 
@@ -153,10 +154,12 @@ class _Gate:
     def __init__(self, a: Tensor, b: Tensor, scale: float) -> None:
         self.a, self.b, self.scale = a, b, scale
         self.plain: Any = None
-        self.first_mask = 0
+        self.first_mask, self.texts = 0, 1
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: [batch, rows, in]; some models flatten their one text to [rows, in]."""
+        """x: [batch, rows, in]; some models flatten it to [batch · rows, in]."""
+        if x.ndim == 2 and self.texts > 1:
+            return self(x.view(self.texts, -1, x.shape[-1])).flatten(0, 1)
         y: Tensor = self.plain(x)
         first = self.first_mask
         if torch.is_grad_enabled():

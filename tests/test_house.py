@@ -31,6 +31,14 @@ ROOMS = {
     "decoders": {
         *("cache", "cost", "errors", "layout", "lookup", "model", "planner", "settings", "trace", "verify"),
     },
+    "batch_planner": {"layout", "planner"},
+    "batches": {
+        *("batch_planner", "cache", "cost", "decoders", "errors", "layout", "lookup", "model", "planner"),
+        *("settings", "trace"),
+    },
+    "generation": {
+        *("batches", "checkpoint", "decoders", "errors", "model", "settings", "trace", "verify"),
+    },
     "prompts": {"errors", "model"},
     "scores": {"metrics", "trace"},
     "peers": {"errors", "model", "settings", "trace"},
