@@ -95,7 +95,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Those that are refused: with any other value than these, and why. None is never refused."""
 
-_PROMPT_ALONE = (
+_OF_THE_ROW = (
     processors.TemperatureLogitsWarper,
     processors.TopKLogitsWarper,
     processors.TopPLogitsWarper,
@@ -373,7 +373,7 @@ class _Request:
         self.processors = list(logits_processor or ())
         for processor in self.processors:
             kind = type(processor)
-            if kind.__module__ == processors.__name__ and kind not in (*_PROMPT_ALONE, *_OF_THE_PREFIX):
+            if kind.__module__ == processors.__name__ and kind not in (*_OF_THE_ROW, *_OF_THE_PREFIX):
                 raise SettingError(
                     "logits_processor",
                     f"{kind.__name__} is not to be had with SPACE: it keeps more than a row's own prefix",
@@ -456,7 +456,7 @@ class _Guided(_Run):
         self.left = min(most, room)
         self.at_budget = Stop.CONTEXT if room < most else Stop.MAX_NEW_TOKENS
         self.own = request.own(row)
-        self.alone = processors.LogitsProcessorList(p for p in self.own if type(p) in _PROMPT_ALONE)
+        self.alone = processors.LogitsProcessorList(p for p in self.own if type(p) in _OF_THE_ROW)
         self.kept: list[tuple[Tensor, Tensor]] = []
         self._judged: tuple[Tensor, Tensor] | None = None
 
@@ -485,7 +485,7 @@ class _Guided(_Run):
         scores = logits.to(torch.float32, copy=True)
         prefixes: list[Tensor] = []
         for processor in self.own:
-            if type(processor) in _PROMPT_ALONE:
+            if type(processor) in _OF_THE_ROW:
                 no_text: Any = None
                 scores = processor(no_text, scores)
                 continue

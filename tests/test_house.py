@@ -44,6 +44,7 @@ ROOMS = {
     "peers": {"errors", "model", "settings", "trace"},
     "bench": {"decoders", "errors", "model", "peers", "prompts", "scores", "settings", "trace"},
     "overhead": {"bench", "decoders", "metrics", "model", "scores", "settings"},
+    "crowd": {"batches", "metrics", "model", "peers", "scores", "settings", "trace"},
     "stakes": {"bench", "metrics", "model", "prompts", "scores", "settings"},
     "trial": {"bench", "errors", "model", "prompts", "settings"},
     "training": set(),
