@@ -20,8 +20,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,9 +36,11 @@ from space_core.layout import Layout
 from space_core.lookup import Lookup
 from space_core.model import SpaceModel
 from space_core.planner import Plan as PlannedCall
-from space_core.settings import Plan, Settings
+from space_core.settings import MAX_NEW_TOKENS, Plan, Settings
 from space_core.trace import Step
 
+CONTEXT = 64
+"""Tokens before a measured call: fewer than a single sequence's, since all prompts are read each time."""
 CHUNK = 256
 """Rows of each prompt that are read in one call: what who sees whom costs grows with them."""
 
@@ -79,18 +83,77 @@ def runs(model: SpaceModel, prompts: Sequence[Sequence[int]], settings: Settings
 
 
 def planner(model: SpaceModel, settings: Settings, sequences: int) -> BatchPlanner:
-    """The planner that the settings ask for. What calls cost is measured once for each model."""
+    """The planner that the settings ask for.
+
+    What calls cost is measured once for each model and number of sequences, in half a second or so.
+    """
     k = settings.k
     if settings.plan is Plan.GRID:
         return GridBatch(k)
-    _planner(model, settings)  # measures, where nobody has yet
-    costs = model.costs[settings.greedy]
-    # A row of a batch costs about what one more row of a single sequence does: the products are the same.
+    costs = _costs(model, settings, sequences)
     most = sequences * (k + 1) ** 2
-    bare = costs.bare or {1: 1.0}
-    masks = {1: bare.get(1, 0.0)} | costs.masks
+    bare = costs.bare or {1: 1.0}  # a context too small to measure in: rows count as free
+    masks = {1: bare[min(bare)]} | costs.masks
     trained = model.masks.method != "untrained"
     return AutoBatch(k, cost.curve(masks, most), cost.curve(bare, most), trained)
+
+
+def _costs(model: SpaceModel, settings: Settings, sequences: int) -> cost.Costs:
+    """Seconds of calls by all their rows: of this many sequences, and below that of a single one."""
+    key = settings.greedy, sequences
+    found: cost.Costs | None = model.costs.get(key)
+    if found is None:
+        _planner(model, replace(settings, plan=Plan.AUTO))  # measures a single one, if nobody has yet
+        alone: cost.Costs = model.costs[settings.greedy]
+        found = model.costs[key] = cost.Costs(
+            *({n: t for n, t in best.items() if n < sequences} for best in (alone.masks, alone.bare))
+        )
+        measured = cost.measure(lambda layouts: _seconds(model, settings, sequences, layouts))
+        for best, each in ((found.masks, measured.masks), (found.bare, measured.bare)):
+            best.update({sequences * rows: seconds for rows, seconds in each.items()})
+    return found
+
+
+def _seconds(
+    model: SpaceModel, settings: Settings, sequences: int, layouts: Sequence[Layout]
+) -> Iterator[tuple[int, bool, float]]:
+    """Rows of a sequence, whether there are masks, and seconds of calls, on texts that mean nothing."""
+    length = min(CONTEXT, model.context // 2)
+    prompts = [[1 % model.vocabulary] * length] * sequences
+    members = runs(model, prompts, replace(settings, max_new_tokens=MAX_NEW_TOKENS))
+    for run in members:
+        run.eos_ids = frozenset()
+    script = _Script(layouts, max(settings.k, *(max(layout.masks) for layout in layouts)))
+    for call in islice(decode(members, script), 1, 1 + len(layouts)):
+        steps = [step for step in call if step]
+        real = max(1 + len(step.drafts) for step in steps)
+        masks = max(sum(step.groups) for step in steps)
+        yield real + masks, bool(masks), steps[0].seconds
+
+
+class _Script:
+    """A planner that follows a list; another one plans beside it, for what planning costs."""
+
+    def __init__(self, layouts: Sequence[Layout], k: int) -> None:
+        self._layouts = iter(layouts)
+        self._k = k
+        self._beside: AutoBatch | None = None
+
+    def next(self, asks: Sequence[Ask]) -> list[PlannedCall]:
+        if self._beside is None:
+            flat = np.ones(len(asks) * (self._k + 1) ** 2 + 1)
+            self._beside = AutoBatch(self._k, flat, flat)
+        self._beside.next(asks)
+        layout = next(self._layouts, Layout.steady((0,)))
+        found = []
+        for ask in asks:  # the call before may have stopped where there were fewer masks
+            masks = layout.within(ask.left).masks[: 1 + len(ask.guesses)]
+            found.append(PlannedCall(len(masks) - 1, Layout.steady(masks)))
+        return found
+
+    def learn(self, stood: Sequence[Sequence[bool]], emitted: int) -> None:
+        if self._beside is not None:
+            self._beside.learn(stood, emitted)
 
 
 @dataclass(slots=True)
