@@ -160,7 +160,7 @@ PROCESSED = {
     "forced_eos": {"forced_eos_token_id": 5, "eos_token_id": 5},
     "suppress": {"suppress_tokens": list(range(0, 60, 2)), "begin_suppress_tokens": list(range(1, 60, 4))},
     "decay": {"exponential_decay_length_penalty": (4, 1.5), "eos_token_id": 5},
-    "encoder": {"encoder_repetition_penalty": 1.9, "encoder_no_repeat_ngram_size": 1},
+    "encoder": {"encoder_repetition_penalty": 20.0, "encoder_no_repeat_ngram_size": 2},
     "allowed": {"prefix_allowed_tokens_fn": few},
     "watermark": {"watermarking_config": WatermarkingConfig(bias=6.0)},
     "own": {"logits_processor": lambda: LogitsProcessorList([Tilt()])},
@@ -203,11 +203,11 @@ def test_the_output_ends_where_a_stopping_criterion_says_so(good_drafts, number,
     made = []
 
     def criteria():
-        made.append(EndsAt(number, 7))
+        made.append(EndsAt(number, 12))
         return StoppingCriteriaList([made[-1]])
 
     plain, ours, accepted = good_drafts(
-        SEVERAL if several else ONE, max_new_tokens=24, stopping_criteria=criteria, eos_token_id=63
+        SEVERAL if several else ONE, max_new_tokens=24, stopping_criteria=criteria, eos_token_id=62
     )
     assert torch.equal(plain, ours) and max(accepted) >= 2
     if not several:
@@ -220,12 +220,14 @@ def test_eos_ids_inside_an_accepted_run(model, good_drafts):
         plain, ours, _ = good_drafts(ONE, max_new_tokens=20, eos_token_id=[text[place], 62])
         assert torch.equal(plain, ours)
         assert ours.shape[1] == 5 + text.index(text[place]) + 1
+    rows = model.lm.generate(**SEVERAL, max_new_tokens=20)[:, 5:].tolist()
     lengths = set()
-    for end in range(0, 64, 4):
-        plain, ours, _ = good_drafts(SEVERAL, max_new_tokens=20, eos_token_id=[end, end + 1], pad_token_id=13)
+    for place in range(14):
+        ends = [row[place] for row in rows]
+        plain, ours, _ = good_drafts(SEVERAL, max_new_tokens=20, eos_token_id=ends, pad_token_id=13)
         assert torch.equal(plain, ours)
         lengths.add(ours.shape[1])
-    assert len(lengths) > 1 and (ours == 13).any()
+    assert len(lengths) > 3 and (ours == 13).any()
 
 
 @pytest.mark.parametrize("options", [{"max_new_tokens": 1}, {"max_new_tokens": 7}, {"max_length": 12}, {}])
@@ -298,6 +300,7 @@ def law_of(model, prompt):
     def step(text):
         with torch.inference_mode():
             logits = model.lm(torch.tensor([text])).logits[0, -1].double()
+        logits = logits.clone()
         seen = sorted(set(text))
         logits[seen] = torch.where(logits[seen] < 0, logits[seen] * 1.5, logits[seen] / 1.5)
         top = (logits / 0.8).topk(4)
@@ -464,15 +467,14 @@ def test_a_model_that_cannot_run_space_is_refused():
 
     config = BertConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        is_decoder=True,
+        is_decoder=False,
     )  # fmt: skip
     lm = BertLMHeadModel(config).eval()
     with torch.no_grad():
         for parameter in lm.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(12)
-    lm.config.is_decoder = False
-    with pytest.raises((UnsupportedModelError, SettingError)):
+    with pytest.raises(UnsupportedModelError):
         lm.generate(ONE, max_new_tokens=4, custom_generate=space_core.generate)
 
 
@@ -565,7 +567,9 @@ def test_stop_strings_in_a_published_folder(tmp_path, monkeypatch):
     model = space_core.load(default_checkpoint())
     space_core.save(tmp_path / "mini", model)
     ids = torch.tensor([model.encode("def fib(n):\n")])
-    options = {"max_new_tokens": 40, "stop_strings": ["return", "\n\n"], "tokenizer": model.tokenizer}
+    text = model.lm.generate(ids, max_new_tokens=20)[0, ids.shape[1] :]
+    word = model.tokenizer.decode(text[8:10])
+    options = {"max_new_tokens": 40, "stop_strings": ["no such text", word], "tokenizer": model.tokenizer}
     plain = model.lm.generate(ids, **options)
     ours = model.lm.generate(ids, **options, custom_generate=str(tmp_path / "mini"), trust_remote_code=True)
     assert torch.equal(plain, ours) and ours.shape[1] < ids.shape[1] + 40
@@ -645,7 +649,7 @@ def refusals(model):
     cache.update(torch.zeros(1, 2, 4, 8).double(), torch.zeros(1, 2, 4, 8).double(), 0)
     return {
         "num_beams": {"num_beams": 2},
-        "num_beam_groups": {"num_beam_groups": 2, "num_beams": 2},
+        "num_beam_groups": {"num_beam_groups": 2},
         "diversity_penalty": {"diversity_penalty": 0.5},
         "constraints": {"constraints": []},
         "force_words_ids": {"force_words_ids": [[3]]},
