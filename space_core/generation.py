@@ -15,6 +15,7 @@ This room knows transformers' arguments. It knows nothing of layouts, calls or c
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 import warnings
 from collections.abc import Sequence
@@ -290,7 +291,7 @@ def _caller(model: Any) -> dict[str, Any]:
     TextIteratorStreamer wait for ever. Used to refuse them, for nothing else.
     """
     frame = sys._getframe(2)
-    code = getattr(GenerationMixin.generate, "__wrapped__", GenerationMixin.generate).__code__
+    code = inspect.unwrap(GenerationMixin.generate).__code__
     if frame.f_code is not code or frame.f_locals.get("self") is not model:
         return {}
     return {name: frame.f_locals.get(name) for name in ("streamer", "assistant_model", "synced_gpus")}
