@@ -302,6 +302,32 @@ def test_the_more_sequences_the_fewer_rows():
     assert found == sorted(found, reverse=True) and found[0] > found[-1]
 
 
+@pytest.mark.parametrize("row", [0.01, 0.05, 0.1, 0.3])
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_no_other_shape_is_worth_more(row, n):
+    """Against all drafts and masks tried out one by one by the rule as it is written."""
+    confidences, k = (0.9, 0.6, 0.5), 3
+    price = linear(row, n)
+    planned = AutoBatch(k, price, price)
+    (first, *others) = [p.layout for p in planned.next([Ask(50, confidences)] * n)]
+    assert all(layout == first for layout in others)
+    stands = np.cumprod([1.0, *confidences])
+    token = price[n] / (1.3 * n)
+    judge = (price[n * (k + 1)] - price[n]) / (n * k)
+    slots = np.maximum(planned.worth[False].value * token - judge, 0)
+
+    def value(masks):
+        d = len(masks) - 1
+        total = stands[: d + 1].sum() * token
+        for g, count in enumerate(masks):
+            stop = stands[g] - (stands[g + 1] if g < d else 0)
+            total += stop * slots[:count].sum()
+        return n * total - price[n * (1 + d + sum(masks))]
+
+    best = max(value(masks) for d in range(k + 1) for masks in itertools.product(range(k + 1), repeat=d + 1))
+    assert value(first.masks) == pytest.approx(best, abs=1e-12)
+
+
 def test_where_rows_cost_a_call_each_nothing_but_the_newest_token_is_fed():
     n = 2
     dear = AutoBatch(3, linear(2.0, n), linear(2.0, n))

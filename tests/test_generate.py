@@ -766,8 +766,9 @@ def test_the_readme_tells_what_the_code_does():
     }
 
 
-def test_the_readmes_quick_start_runs(tmp_path):
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+def test_the_readmes_quick_start_runs(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    readme = Path("README.md").read_text(encoding="utf-8")
     section = readme.partition("## From transformers' own `generate`")[2].partition("\n## ")[0]
     code = re.search(r"^    from transformers import .*?(?=\n\n\S)", section, re.MULTILINE | re.DOTALL)
     assert code is not None
