@@ -14,8 +14,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from space_core.checkpoint import load, save
+    from space_core.batches import batch
+    from space_core.checkpoint import load, save, write_custom_generate
     from space_core.decoders import space, vanilla
+    from space_core.generation import generate
     from space_core.model import Masks, SpaceModel
     from space_core.race import race
     from space_core.settings import Settings
@@ -30,12 +32,15 @@ __all__ = [
     "Step",
     "Stop",
     "Trace",
+    "batch",
+    "generate",
     "load",
     "race",
     "save",
     "space",
     "tune_threads",
     "vanilla",
+    "write_custom_generate",
 ]
 
 _ROOMS = {
@@ -45,12 +50,15 @@ _ROOMS = {
     "Step": "trace",
     "Stop": "trace",
     "Trace": "trace",
+    "batch": "batches",
+    "generate": "generation",
     "load": "checkpoint",
     "race": "race",
     "save": "checkpoint",
     "space": "decoders",
     "tune_threads": "threads",
     "vanilla": "decoders",
+    "write_custom_generate": "checkpoint",
 }
 
 

@@ -72,12 +72,13 @@ class GatedAdapter(nn.Module):
     def scale(self) -> float:
         return self.alpha / self.rank
 
-    def on(self, first_mask: int) -> Replaced:
-        """Update the rows from `first_mask` on. Outside of the `with`, the layers are the base's own.
+    def on(self, first_mask: int, texts: int = 1) -> Replaced:
+        """Update the rows from `first_mask` on, of each of so many texts in the call.
 
+        Outside of the `with`, the layers are the base's own.
         So plain decoding, and whoever else uses the model, runs what transformers made, untouched.
         """
-        self._on.first_mask = first_mask
+        self._on.first_mask, self._on.texts = first_mask, texts
         return self._on
 
     def save(self, folder: Path, base: str | None) -> None:
@@ -150,16 +151,19 @@ class _Gate:
         self.layer, self.a, self.b, self.scale = layer, a, b, scale
         self.kind, self.own = type(layer), type(layer).forward.__get__(layer)
         self.plain: Any = self.own
-        self.first_mask = 0
+        self.first_mask, self.texts = 0, 1
 
-    def take(self, hung: Any, first_mask: int) -> None:
+    def take(self, hung: Any, first_mask: int, texts: int) -> None:
         """Update what the layer does now: what is hung onto it, or what its class does."""
         if hung is None and type(self.layer) is not self.kind:  # as sharding a model makes it
             self.kind, self.own = type(self.layer), type(self.layer).forward.__get__(self.layer)
-        self.plain, self.first_mask = self.own if hung is None else hung, first_mask
+        self.plain = self.own if hung is None else hung
+        self.first_mask, self.texts = first_mask, texts
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: [batch, rows, in]; some models flatten their one text to [rows, in]."""
+        """x: [batch, rows, in]; some models flatten it to [batch · rows, in]."""
+        if x.ndim == 2 and self.texts > 1:
+            return self(x.view(self.texts, -1, x.shape[-1])).flatten(0, 1)
         y: Tensor = self.plain(x)
         first = self.first_mask
         if torch.is_grad_enabled():
@@ -178,7 +182,7 @@ class _Gate:
 class _On(Replaced):
     """All gates of an adapter."""
 
-    first_mask = 0
+    first_mask, texts = 0, 1
 
     def __init__(self, gates: dict[nn.Module, _Gate]) -> None:
         super().__init__(gates)
@@ -187,7 +191,7 @@ class _On(Replaced):
     def __enter__(self) -> list[Any]:
         own = super().__enter__()
         for gate, hung in zip(self._gates, own, strict=True):
-            gate.take(hung, self.first_mask)
+            gate.take(hung, self.first_mask, self.texts)
         return own
 
 

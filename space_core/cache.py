@@ -2,12 +2,14 @@
 
 transformers' dynamic cache concatenates all keys and values at every call. Here each layer keeps
 a buffer that grows by blocks, a call writes its rows behind the committed ones, and committing
-keeps the accepted rows, which already lie in their final slots (see `layout.py`).
+keeps the accepted rows, which already lie in their final slots (see `layout.py`). Several sequences
+decoded together share one such cache, each with a length of its own.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -86,6 +88,77 @@ class BlockCache(Cache):  # type: ignore[misc]
             if layer.length < length:
                 raise ValueError(f"cannot commit {length} rows of {layer.length}")
             layer.length = length
+
+
+class RaggedCache(Cache):  # type: ignore[misc]
+    """The KV cache of several sequences of different lengths, decoded together.
+
+    Each sequence fills its own slots from 0 on. A call writes its rows behind what is committed of
+    each, so that committing moves nothing here either; what lies behind is hidden by the attention mask.
+
+    Attributes:
+        lengths: committed rows of each sequence.
+        slots: where the rows of the call under way go. int64 [sequences, rows]
+        width: slots that this call sees.
+    """
+
+    def __init__(self, sequences: int) -> None:
+        super().__init__(layer_class_to_replicate=lambda: RaggedLayer(self))
+        self.lengths = [0] * sequences
+        self.slots = torch.empty(0, 0, dtype=torch.long)
+        self.width = 0
+
+    def place(self, rows: int, device: torch.device) -> Tensor:
+        """Make room for a call of so many rows for each sequence; returns the committed lengths. int64 [n]"""
+        lengths = torch.tensor(self.lengths, device=device)
+        self.slots = lengths[:, None] + torch.arange(rows, device=device)
+        self.width = max(self.lengths) + rows
+        return lengths
+
+    def commit(self, rows: Sequence[int]) -> None:
+        """Keep so many of the last call's rows of each sequence, the first ones."""
+        self.lengths = [length + more for length, more in zip(self.lengths, rows, strict=True)]
+
+    def keep(self, sequences: Sequence[int]) -> None:
+        """Forget all other sequences."""
+        self.lengths = [self.lengths[i] for i in sequences]
+        for layer in self.layers:
+            layer.keep(sequences)
+
+
+class RaggedLayer(BlockLayer):
+    """Keys and values of one layer: [sequences, heads, slots, head_dim], `length` of them ever in use."""
+
+    def __init__(self, cache: RaggedCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write each sequence's new rows into its own slots; return what the call sees, as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        slots, width = self.cache.slots, self.cache.width
+        if width > self.keys.shape[2]:
+            self._grow(width)
+        each = torch.arange(len(slots), device=slots.device)[:, None]
+        self.keys[each, :, slots] = key_states.transpose(1, 2)
+        self.values[each, :, slots] = value_states.transpose(1, 2)
+        self.length = max(self.length, width)
+        return self.keys[:, :, :width], self.values[:, :, :width]
+
+    def _grow(self, needed: int) -> None:
+        used = self.length
+        super()._grow(needed)
+        # Slots that a shorter sequence has not reached are hidden by a weight of 0, and 0 times whatever
+        # lay in fresh memory need not be 0.
+        self.keys[:, :, used:] = 0
+        self.values[:, :, used:] = 0
+
+    def keep(self, sequences: Sequence[int]) -> None:
+        index = torch.tensor(sequences, device=self.keys.device)
+        self.keys, self.values = self.keys.index_select(0, index), self.values.index_select(0, index)
 
 
 def cache_argument(lm: Any) -> str:

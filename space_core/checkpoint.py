@@ -7,6 +7,7 @@ that plain decoding runs, with SPACE's own parts beside it:
     space/masks.safetensors           mask embeddings, one per slot (methods with no [M] id)
     space/adapter_config.json         the gated adapter, in PEFT's format
     space/adapter_model.safetensors
+    custom_generate/generate.py       SPACE for transformers' `generate`
 
 or only those parts, with a base model named in space.json. A folder without space.json opens too:
 its masks are untrained, and SPACE gives plain decoding's output at about one token a call.
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,10 @@ FORMAT = "space-checkpoint/1"
 MANIFEST = "space.json"
 PARTS = "space"
 MASKS = "masks.safetensors"
+CUSTOM = Path(__file__).parent / "custom_generate"
+"""What transformers' `generate` runs for a repository (`generation.py`)."""
 SHARD = "9MB"
+FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", f"{PARTS}/*")
 MAX_MASKS = 64
 DEVICES = ("cpu", "cuda", "mps")
 DTYPES = {
@@ -118,6 +123,28 @@ def load(
     return model
 
 
+def attach(lm: Any, folder_or_hub_id: str | Path) -> SpaceModel:
+    """A checkpoint's masks for a transformers model that is open already, where it lies and as it is.
+
+    Only SPACE's own files are read; their hashes are checked.
+
+    Raises:
+        CheckpointError: for a folder or repository without masks, and for files that are damaged or do
+            not fit the model.
+        UnsupportedModelError: for a model that SPACE cannot run losslessly.
+    """
+    name = str(folder_or_hub_id)
+    folder = fetch(name, patterns=[MANIFEST, f"{PARTS}/*"])
+    manifest = read_manifest(folder, weights=False)
+    if manifest is None:
+        raise CheckpointError(f"{name} holds no {MANIFEST}, so no masks: give space= another one")
+    masks = _masks(lm, folder, manifest, None, None)
+    model = SpaceModel(lm, None, masks, folder.resolve().name if folder == Path(name) else name)
+    model.pack()
+    probe(model)
+    return model
+
+
 def _open(folder: Path, name: str, dtype: torch.dtype, spread: dict[str, Any]) -> Any:
     """The transformers model of a folder, complete, with an attention that takes a mask.
 
@@ -165,8 +192,11 @@ def _check_finite(lm: torch.nn.Module) -> None:
                     raise CheckpointError(f"the model is damaged: {name} holds numbers that are not finite")
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path, weights: bool = True) -> dict[str, Any] | None:
     """space.json of a folder, its hashes checked; None where there is none.
+
+    Args:
+        weights: whether the base model's files are checked too, or SPACE's own alone.
 
     Raises:
         CheckpointError: for a manifest that is not one, or a file that does not match it.
@@ -196,6 +226,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         part = folder / name.replace("\0", "?")
         if part.resolve().parent not in (folder.resolve(), (folder / PARTS).resolve()):
             raise CheckpointError(f"{MANIFEST}: {name} lies outside the checkpoint")
+        if not weights and part.resolve().parent != (folder / PARTS).resolve():
+            continue
         if not part.is_file():
             raise CheckpointError(f"the checkpoint is incomplete: {name} is missing")
         if sha256(part) != digest:
@@ -221,6 +253,7 @@ def save(
         model.lm.save_pretrained(folder, max_shard_size=SHARD)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(folder)
+    write_custom_generate(folder)
     masks = model.masks
     if masks.embeddings is not None:
         (folder / PARTS).mkdir(exist_ok=True)
@@ -243,6 +276,19 @@ def save(
         "files": {path.relative_to(folder).as_posix(): sha256(path) for path in weights},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def write_custom_generate(folder: str | Path) -> Path:
+    """Put `custom_generate/generate.py` and its requirements into a checkpoint's folder; returns where.
+
+    With it, and space_core installed, a published checkpoint decodes with SPACE by
+    `model.generate(…, custom_generate="owner/model", trust_remote_code=True)`. `save` does it.
+    """
+    target = Path(folder) / CUSTOM.name
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("generate.py", "requirements.txt"):
+        shutil.copyfile(CUSTOM / name, target / name)
+    return target
 
 
 def sha256(path: Path) -> str:
@@ -288,8 +334,11 @@ def _masks(
     )
 
 
-def fetch(name: str, revision: str | None = None) -> Path:
+def fetch(name: str, revision: str | None = None, patterns: Sequence[str] = FILES) -> Path:
     """The local folder of a checkpoint: as given, or downloaded from the hub (safetensors only).
+
+    Args:
+        patterns: names of the files to download.
 
     Raises:
         CheckpointError: when there is no such folder, and no such model on the hub.
@@ -313,7 +362,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "space/*"],
+                allow_patterns=list(patterns),
             )
         )
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:

@@ -206,8 +206,9 @@ class SpaceModel:
         """Held during each call: the adapter is switched on for one call at a time."""
         self._embed: Any = lm.get_input_embeddings()
         self._shapes: dict[tuple[Any, ...], _Shape] = {}
-        self.costs: dict[bool, Any] = {}
-        """What calls were seen to cost, greedy or not: `cost.Costs`, filled by `decoders.py`."""
+        self.costs: dict[Any, Any] = {}
+        """What calls were seen to cost, greedy or not: `cost.Costs`, filled by `decoders.py`; and for several
+        sequences at once, by `batches.py`."""
         self._devices = devices(lm) if is_spread(lm) else None
         base, head = split_head(lm)
         self._base, self._head = base, self._at_home(head)

@@ -517,6 +517,44 @@ def test_planned_calls_are_held_against_the_better_of_plain_and_grid(folder, hum
     ]
 
 
+def test_batches_are_held_against_plain_decoding_of_the_same_batch(folder, humaneval, tmp_path, capsys):
+    out = tmp_path / "batch.json"
+    typed = ["bench", "batch", "--model", str(folder), "--prompts", str(humaneval), "--k", "2"]
+    typed += ["--batch", "1,3", "--max-new-tokens", "6", "--dtype", "float64", "--repetitions", "2"]
+    assert main([*typed, "--json", str(out)]) == 0
+    assert "tok/call" in capsys.readouterr().out
+    data = json.loads(out.read_text())
+    assert data["format"] == "space-bench-batch/1" and data["repetitions"] == 2
+    methods = ["vanilla", "space", "space-grid", "generate"]
+    lines = {(line["batch"], line["method"]): line for line in data["batches"]}
+    assert list(lines) == [(size, method) for size in (1, 3) for method in methods]
+    for (size, method), line in lines.items():
+        batches = 2 * -(-data["prompts"] // size)
+        assert line["batches"] == batches and line["tokens"] == 6 * size * batches
+        assert line["identical"] == 1.0 and 0 < line["speedup"][0] <= line["speedup"][2]
+        if method == "vanilla":
+            assert line["speedup"] == [1, 1, 1] and line["calls"] == 6 * batches and line["rows"] == 1
+        if method.startswith("space"):
+            assert line["k"] == 2 and line["tokens_per_call"] >= 1 and line["calls"] <= 6 * batches
+    assert lines[3, "space-grid"]["rows"] > 3
+
+
+def test_every_prompt_is_in_some_batch_of_each_size():
+    from space_core.crowd import groups
+
+    for count, size in ((5, 2), (2, 5), (4, 4), (1, 1)):
+        found = groups(count, size)
+        assert {place for group in found for place in group} == set(range(count))
+        assert all(len(group) == size for group in found)
+
+
+def test_batches_that_cannot_be_are_refused(folder, humaneval, capsys):
+    assert main(["bench", "batch", "--model", str(folder)]) == 2
+    assert "needs prompts" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["bench", "batch", "--prompts", str(humaneval), "--batch", "0"])
+
+
 def test_overhead_is_what_is_neither_forward_nor_head(folder, humaneval, tmp_path, capsys):
     out = tmp_path / "overhead.json"
     typed = ["bench", "overhead", "--model", str(folder), "--prompts", str(humaneval), "--k", "2"]

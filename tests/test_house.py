@@ -33,6 +33,14 @@ ROOMS = {
     "decoders": {
         *("cache", "cost", "errors", "layout", "lookup", "model", "planner", "settings", "trace", "verify"),
     },
+    "batch_planner": {"layout", "planner"},
+    "batches": {
+        *("batch_planner", "cache", "cost", "decoders", "errors", "layout", "lookup", "model", "planner"),
+        *("settings", "trace"),
+    },
+    "generation": {
+        *("batches", "checkpoint", "decoders", "errors", "model", "settings", "trace", "verify"),
+    },
     "prompts": {"errors", "model"},
     "scores": {"metrics", "trace"},
     "specbench": {"scores"},
@@ -40,6 +48,7 @@ ROOMS = {
     "peers": {"errors", "model", "settings", "trace"},
     "bench": {"decoders", "errors", "model", "peers", "prompts", "scores", "settings", "trace"},
     "overhead": {"bench", "decoders", "metrics", "model", "scores", "settings"},
+    "crowd": {"batches", "metrics", "model", "peers", "scores", "settings", "trace"},
     "stakes": {"bench", "metrics", "model", "prompts", "scores", "settings"},
     "trial": {"bench", "errors", "model", "prompts", "settings"},
     "training": set(),

@@ -85,6 +85,18 @@ def test_greedy_output_is_plain_decodings(architecture):
                 assert output(space_core.space(model, prompt, settings)) == expected
 
 
+@pytest.mark.parametrize("architecture", ["Llama", "OPT"])
+def test_several_prompts_at_once(architecture):
+    model = told_model(architecture)
+    prompts = [[3, 1, 4], [5, 5, 9, 2, 6], [7]]
+    for plan in Plan:
+        texts = [[] for _ in prompts]
+        for steps in space_core.batch(model, prompts, Settings(k=3, max_new_tokens=20, plan=plan)):
+            for text, step in zip(texts, steps, strict=True):
+                text += step.emitted if step else ()
+        assert texts == [oracle(model.lm, prompt, 20) for prompt in prompts]
+
+
 class Shrewd:
     """Judges all drafts or none, as the last ones' confidences say."""
 

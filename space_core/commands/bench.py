@@ -217,11 +217,34 @@ def bench_calls(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return result, f"{_title(result)}\n\n{calls.report(found)}"
 
 
+def bench_batch(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """SPACE against plain decoding of the same batch, by its size ("space-bench-batch/1")."""
+    from space_core import crowd, scores
+
+    settings = given.settings(options, (options.k or (Settings().k,))[0])
+    asked, model, about = _opened(options, settings)
+    texts = [model.encode(prompt.turns[0]) for prompt in asked]
+    sizes = options.batch or crowd.SIZES
+    from tqdm import tqdm
+
+    turns = sum(1 + options.repetitions * len(crowd.groups(len(texts), size)) for size in sizes)
+    with tqdm(total=turns, disable=None) as bar:
+        gains = crowd.measure(model, texts, settings, sizes, options.repetitions, progress=bar.update)
+    result = {
+        "format": crowd.FORMAT,
+        **about,
+        "repetitions": options.repetitions,
+        "batches": scores.to_json(gains),
+    }
+    return result, f"{_title(result)}, {len(asked)} prompts\n\n{crowd.report(gains)}"
+
+
 RUNS = {
     "prompts": bench_prompts,
     "calls": bench_calls,
     "planner": bench_planner,
     "overhead": bench_overhead,
+    "batch": bench_batch,
 }
 
 
@@ -244,7 +267,8 @@ def add(command: argparse.ArgumentParser) -> None:
         choices=tuple(RUNS),
         default="prompts",
         help="prompts × methods (the default); seconds of a call by its rows; planned calls against "
-        "plain ones and the grid over k, temperature, context and masks; time outside the model",
+        "plain ones and the grid over k, temperature, context and masks; time outside the model; several "
+        "prompts at once, by their number",
     )
     command.add_argument("--json", metavar="OUT", help='write the result here, "-" for stdout')
     given.add_model(command, dtypes=True)
@@ -268,6 +292,7 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     of_prompts.add_argument("--warmup", type=given.whole, default=1, help="prompts decoded before the clock")
     given.add_settings(of_prompts)
+    of_prompts.add_argument("--batch", type=given.counts, help="prompts at once (batch); several with commas")
     of_calls = command.add_argument_group("calls")
     of_calls.add_argument("--shape", help="random weights of this size: 16M, 100M, 1B or 7B")
     of_calls.add_argument("--rows", type=given.counts, help="with commas")

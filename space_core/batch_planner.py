@@ -1,0 +1,221 @@
+"""Which drafts and which masks are worth their rows in a call that several sequences share.
+
+All sequences of a call get equally many real rows and equally many mask rows, since a tensor is
+rectangular: rows that one of them does not need are computed all the same. So the planner chooses one
+shape for all, d drafts and m masks, by the rule of `planner.py` summed over the sequences:
+
+    maximise  Σ_s [ (1 + Σ_{i ≤ d} S_i) / λ  +  Σ_{g ≤ d} P(stop at g) · H(w_g) ]  −  T(n · (1 + d + m))
+
+and each sequence spreads its m masks over its groups as is best for it. T is what a call of so many rows
+costs, n the sequences that are left, λ the tokens a second that all of them reach together. The more
+sequences, the less a row is for free, and the nearer the plan comes to plain decoding.
+
+What is learned (how often drafts stood, what fresh drafts are worth) is learned from all sequences: they
+run on one model. A plan never sees a drawn token, only distributions and the text so far (`planner.py`
+says why). Pure arithmetic on floats: no tensor, no model, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from space_core.layout import Layout
+from space_core.planner import (
+    BESIDE_COPIES,
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    MEMORY,
+    PROBE_MASKS,
+    REPEATS,
+    Average,
+    Plan,
+    Reliability,
+)
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What the planner may know of one sequence.
+
+    Attributes:
+        left: tokens that may still be written; no row serves one behind them.
+        guesses: how sure the masks were of each draft at hand, in [0, 1].
+        copies: the same of drafts copied from the text so far.
+    """
+
+    left: int
+    guesses: Sequence[float] = ()
+    copies: Sequence[float] = ()
+
+
+class BatchPlanner(Protocol):
+    """Decides the rows of each steady call of a batch."""
+
+    def next(self, asks: Sequence[Ask]) -> list[Plan]:
+        """Plan a call: one plan for each sequence that is still there."""
+
+    def learn(self, stood: Sequence[Sequence[bool]], emitted: int) -> None:
+        """What became of the call planned last.
+
+        Args:
+            stood: for each sequence of that call, of each draft of the chosen kind whether it was right,
+                up to the first wrong one.
+            emitted: tokens that all of them wrote.
+        """
+
+
+class PlainBatch:
+    """Plain decoding's calls: one row for each sequence."""
+
+    def next(self, asks: Sequence[Ask]) -> list[Plan]:
+        return [Plan(0, Layout.steady((0,))) for _ in asks]
+
+    def learn(self, stood: Sequence[Sequence[bool]], emitted: int) -> None:
+        pass
+
+
+class GridBatch:
+    """The paper's calls: all drafts, k + 1 groups of k masks, for every sequence."""
+
+    def __init__(self, k: int) -> None:
+        self._layout = Layout.grid(k)
+
+    def next(self, asks: Sequence[Ask]) -> list[Plan]:
+        layouts = [self._layout.within(ask.left) for ask in asks]
+        return [Plan(layout.n_drafts, layout) for layout in layouts]
+
+    def learn(self, stood: Sequence[Sequence[bool]], emitted: int) -> None:
+        pass
+
+
+class AutoBatch:
+    """Rows by their worth.
+
+    Args:
+        k: most drafts and most masks in a group.
+        cost: seconds of a call with masks by all its rows, up to those of all sequences' full grids.
+        bare: the same of calls without masks.
+        trained: whether somebody trained the masks: what is expected of them to begin with.
+    """
+
+    def __init__(self, k: int, cost: Array, bare: Array, trained: bool = True) -> None:
+        self.k, self.cost, self.bare = k, cost, bare
+        self.reliability = {False: Reliability(k), True: Reliability(k)}
+        guess = np.power(0.6 if trained else 0.2, np.arange(1, k + 1))
+        self.chances = Average(guess, weight=3.0)
+        self.worth = {False: Average(guess, 3.0), True: Average(BESIDE_COPIES * guess, 3.0)}
+        self.tokens = self.seconds = 0.0
+        self.pause, self.idle = FIRST_PAUSE, 0
+        self._judged: list[tuple[Sequence[float], bool]] = []
+        self._spent = 0.0
+        d = np.arange(k + 1)
+        self._rows = 1 + d[:, None] + np.arange(k * (k + 1) + 1)[None, :]
+        self._reachable = d[None, :] <= d[:, None]  # [d, g]
+        self._below = d[None, :] < d[:, None]
+
+    def next(self, asks: Sequence[Ask]) -> list[Plan]:
+        n, k = len(asks), self.k
+        if not self.seconds:  # as if of 8 calls
+            self.tokens, self.seconds = 8 * 1.3 * n, 8 * float(self.bare[n])
+        token = self.seconds / self.tokens
+        survival, copied, repeats = np.zeros((n, k + 2)), [], []
+        for row, ask in enumerate(asks):
+            ours, theirs = self._survival(ask.guesses, False), self._survival(ask.copies, True)
+            copied.append(float(theirs.sum()) > float(ours.sum()))
+            repeats.append(float(theirs[1:].sum()) > REPEATS)
+            if ask.guesses:
+                self._value(ours, theirs, copied[-1], repeats[-1])
+            best = theirs if copied[-1] else ours
+            survival[row, : len(best)] = best
+        drafts, n_masks, order, gains = self._best(survival, repeats, token)
+        probing = self._probe(n_masks)
+        plans = []
+        for row, ask in enumerate(asks):
+            reach = min(drafts, int((survival[row] > 0).sum()) - 1)
+            won = order[row, drafts, :n_masks]
+            won = won[gains[row, drafts][won] > 0]
+            masks = np.bincount(won // k, minlength=k + 1)[: reach + 1].tolist()
+            if probing:
+                masks[-1] = min(PROBE_MASKS, k)
+            layout = Layout.steady(tuple(masks)).within(ask.left)
+            plans.append(Plan(layout.n_drafts, layout, copied[row]))
+        self._judged = [
+            (ask.copies if plan.copied else ask.guesses, plan.copied)
+            for ask, plan in zip(asks, plans, strict=True)
+        ]
+        real = max(plan.layout.n_real for plan in plans)
+        masks = max(plan.layout.n_masks for plan in plans)
+        self._spent = float((self.cost if masks else self.bare)[n * (real + masks)])
+        return plans
+
+    def learn(self, stood: Sequence[Sequence[bool]], emitted: int) -> None:
+        if not self._judged:  # the first call was not planned
+            return
+        for (confidences, copied), known in zip(self._judged, stood, strict=True):
+            for slot, (confidence, right) in enumerate(zip(confidences, known, strict=False)):
+                self.reliability[copied].observe(slot, confidence, right)
+            if known and all(known) and not copied:  # masks that are right again are asked again at once
+                self.idle = self.pause = FIRST_PAUSE
+        self.tokens = self.tokens * MEMORY + emitted
+        self.seconds = self.seconds * MEMORY + self._spent
+
+    def _best(
+        self, survival: Array, repeats: Sequence[bool], token: float
+    ) -> tuple[int, int, npt.NDArray[np.intp], Array]:
+        """Drafts and masks for all, the order in which each sequence takes its masks, and what they win.
+
+        Args:
+            survival: chance that the first 0, 1, … drafts of each sequence all stand, 0 behind the last
+                one and in one more place. [n, k + 2]
+        """
+        n, k = len(survival), self.k
+        stop = np.where(self._reachable, survival[:, None, :-1], 0.0)  # [n, d, g]
+        stop -= np.where(self._below, survival[:, None, 1:], 0.0)
+        row = float(self.bare[n * (k + 1)] - self.bare[n]) / (n * k)  # what judging a draft adds to a call
+        slots = np.stack([self.worth[again].value for again in repeats]) * token - row  # [n, k]
+        gains = (stop[:, :, :, None] * np.maximum(slots, 0.0)[:, None, None, :]).reshape(n, k + 1, -1)
+        order = np.argsort(-gains, axis=2, kind="stable")
+        total = np.zeros((k + 1, gains.shape[2] + 1))
+        total[:, 1:] = np.take_along_axis(gains, order, 2).cumsum(2).sum(0)
+        total -= self.cost[n * self._rows]
+        total[:, 0] = -self.bare[n * self._rows[:, 0]]
+        total += (survival[:, :-1].cumsum(1).sum(0) * token)[:, None]
+        most = int((survival > 0).sum(1).max()) - 1  # no draft that nobody has
+        drafts, n_masks = divmod(int(total[: most + 1].argmax()), total.shape[1])
+        return drafts, n_masks, order, gains
+
+    def _probe(self, n_masks: int) -> bool:
+        """Whether masks are tried though they seem to be worth nothing, as they have not been for long."""
+        if n_masks:
+            self.idle = 0
+            if n_masks > PROBE_MASKS:
+                self.pause = FIRST_PAUSE
+            return False
+        self.idle += 1
+        if self.idle <= self.pause:
+            return False
+        self.idle, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
+        return True
+
+    def _value(self, ours: Array, theirs: Array, copied: bool, repeats: bool) -> None:
+        """Learn what a fresh group is worth, beyond the copies that are at hand anyway."""
+        usual, known = self.chances.value, len(ours) - 1
+        rest = usual[known:] * (ours[-1] / max(usual[known - 1], 1e-9))
+        whole = np.concatenate([ours[1:], np.minimum(rest, ours[-1])])
+        self.chances.add(whole)
+        whole[: len(theirs) - 1] -= theirs[1:]
+        self.worth[repeats].add(np.zeros(self.k) if copied else np.maximum(whole, 0.0))
+
+    def _survival(self, confidences: Sequence[float], copied: bool) -> Array:
+        """Chance that the first 0, 1, … drafts all stand."""
+        chances = [1.0]
+        for slot, confidence in enumerate(confidences[: self.k]):
+            chances.append(chances[-1] * self.reliability[copied].chance(slot, confidence))
+        return np.array(chances)
