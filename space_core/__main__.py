@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from space_core import verify_command
 from space_core.bundled import default_checkpoint
 from space_core.errors import PromptError, SettingError, SpaceError
 from space_core.settings import Settings
@@ -326,6 +327,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(command)
     _add_settings(command)
     _add_bench(commands.add_parser("bench", help="measure methods on prompts, or calls by their rows"))
+    command = commands.add_parser("verify", help="is decoding lossless with this model, on this device?")
+    _add_model(command)
+    verify_command.add(command)
     return parser
 
 

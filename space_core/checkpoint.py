@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from space_core.model import Masks, SpaceModel, best_device, probe, untrained_ma
 FORMAT = "space-checkpoint/1"
 MANIFEST = "space.json"
 PARTS = "space"
+FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", f"{PARTS}/*")
+"""What a checkpoint consists of: fetched from the hub, and listed in the manifest with its hashes."""
 MASKS = "masks.safetensors"
 SHARD = "9MB"
 MAX_MASKS = 64
@@ -155,17 +159,40 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def save(
     folder: Path, model: SpaceModel, *, base_id: str | None = None, about: dict[str, Any] | None = None
 ) -> None:
-    """Write a checkpoint, the manifest last.
+    """Write a checkpoint: aside, flushed to the disk, and put in its place only when it is whole.
 
     Args:
-        folder: to be filled; must not hold a checkpoint yet.
+        folder: to be filled; must not hold a checkpoint yet. What else it holds (a base's files) stays.
         model: what to save. With `base_id` only SPACE's own parts are written.
         base_id: hub id or absolute folder of the base model.
         about: further entries of the manifest (training data, licence, evaluation …).
     """
     if (folder / MANIFEST).exists():
         raise CheckpointError(f"{folder} holds a checkpoint already")
-    folder.mkdir(parents=True, exist_ok=True)
+    aside, before = (folder.with_name(folder.name + end) for end in (".saving", ".before"))
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.is_dir():
+        shutil.copytree(folder, aside, copy_function=_link)
+    aside.mkdir(parents=True, exist_ok=True)
+    _write(aside, model, base_id, about or {})
+    for path in [*aside.rglob("*"), aside]:
+        _flush(path)
+    if folder.is_dir():
+        os.replace(folder, before)
+    os.replace(aside, folder)
+    shutil.rmtree(before, ignore_errors=True)
+    _flush(folder.parent)
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _write(folder: Path, model: SpaceModel, base_id: str | None, about: dict[str, Any]) -> None:
     if base_id is None:
         model.lm.save_pretrained(folder, max_shard_size=SHARD)
         if model.tokenizer is not None:
@@ -176,7 +203,8 @@ def save(
         save_file({"embeddings": masks.embeddings.detach().contiguous()}, folder / PARTS / MASKS)
     if masks.adapter is not None:
         masks.adapter.save(folder / PARTS, base_id)
-    weights = sorted([*folder.glob("*.safetensors"), *(folder / PARTS).glob("*")])
+    # All that decides what is written: a tokenizer or configuration of another model is refused, too.
+    files = sorted({path for kind in FILES for path in folder.glob(kind)} - {folder / MANIFEST})
     manifest = {
         "format": FORMAT,
         "method": masks.method,
@@ -185,10 +213,21 @@ def save(
         "mask_embeddings": f"{PARTS}/{MASKS}" if masks.embeddings is not None else None,
         "adapter": PARTS if masks.adapter is not None else None,
         "base": {"id": base_id, "revision": None},
-        **(about or {}),
-        "files": {path.relative_to(folder).as_posix(): sha256(path) for path in weights},
+        **about,
+        "files": {path.relative_to(folder).as_posix(): sha256(path) for path in files},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():  # which cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sha256(path: Path) -> str:
@@ -255,7 +294,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "space/*"],
+                allow_patterns=list(FILES),
             )
         )
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
