@@ -32,7 +32,7 @@ from space_core.verify import Verdict, draw, verify_sampled
 
 SHARES = (0.0, 0.3, 0.7, 1.0)
 """Chances with which a forced draft is right."""
-TEMPERATURES = (0.8, 1.5, 4.0)
+TEMPERATURES = (0.5, 1.5, 4.0)
 """Of sampling: the first one at which no outcome is likelier than all others together."""
 TOP, SAMPLED_K, SAMPLED_TOKENS = 3, 2, 4
 """Sampling is tried on so few tokens that every outcome is met often, and on as many as two drafts need."""
