@@ -38,6 +38,8 @@ FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", f"{PARTS}/*")
 """What a checkpoint consists of: fetched from the hub, and listed in the manifest with its hashes."""
 MASKS = "masks.safetensors"
 SHARD = "9MB"
+SAVING = ".saving"
+"""Behind the name of a folder that is still being written."""
 MAX_MASKS = 64
 DEVICES = ("cpu", "cuda", "mps")
 DTYPES = {
@@ -126,6 +128,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / MANIFEST
     if not path.is_file():
+        if (folder / PARTS / MASKS).exists():
+            raise CheckpointError(f"the checkpoint is incomplete: {MANIFEST} is missing")
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -169,7 +173,7 @@ def save(
     """
     if (folder / MANIFEST).exists():
         raise CheckpointError(f"{folder} holds a checkpoint already")
-    aside, before = (folder.with_name(folder.name + end) for end in (".saving", ".before"))
+    aside, before = (folder.with_name(folder.name + end) for end in (SAVING, ".before"))
     shutil.rmtree(aside, ignore_errors=True)
     if folder.is_dir():
         shutil.copytree(folder, aside, copy_function=_link)
@@ -281,6 +285,8 @@ def fetch(name: str, revision: str | None = None) -> Path:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name[:80]!r} names no checkpoint: {_line(error)}") from None
     if here:
+        if folder.resolve().name.endswith(SAVING):
+            raise CheckpointError(f"{name} is a checkpoint whose saving was cut short: save it anew")
         if not any((folder / part).is_file() for part in ("config.json", MANIFEST)):
             raise CheckpointError(f"{name} holds neither config.json nor {MANIFEST}: not a checkpoint")
         return folder
