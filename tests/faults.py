@@ -165,6 +165,7 @@ def copied(folder: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=skipped)
     for name in ("pyproject.toml", "requirements.txt", "README.md"):
         shutil.copy(ROOT / name, folder / name)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "assets").symlink_to(ROOT / "assets", target_is_directory=True)
     return folder
 
