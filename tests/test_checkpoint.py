@@ -289,7 +289,7 @@ MISFITS = {
         f / "space/adapter_config.json", target_modules=["c_attn"]
     ),
     "an adapter of a deeper model": lambda f: _tensors(
-        f / WEIGHTS[2], lambda t: t | {k.replace("layers.0", "layers.7"): v for k, v in t.items()}
+        f / WEIGHTS[2], lambda t: t | {k.replace("layers.0", "layers.7"): v.clone() for k, v in t.items()}
     ),
     "a model with more layers": lambda f: _json(f / "config.json", num_hidden_layers=3),
     "a model of another width": lambda f: _json(f / "config.json", hidden_size=48, head_dim=12),
