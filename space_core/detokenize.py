@@ -70,7 +70,8 @@ class Detokenizer:
 
     def _in_run(self, token: int) -> bool:
         """Whether a token is one byte of a longer character."""
-        name = self._tokenizer.convert_ids_to_tokens(int(token))
+        names = getattr(self._tokenizer, "convert_ids_to_tokens", None)
+        name = names(int(token)) if names else None
         return isinstance(name, str) and len(name) == 6 and name[:3] == "<0x" and name[3] in "89ABCDEF"
 
     def _decode(self, ids: Sequence[int]) -> str:
