@@ -2,7 +2,7 @@
 
     python tests/versions.py transformers==5.17.0                 # the oldest that requirements.txt allows
     python tests/versions.py "transformers<6"                     # the newest
-    python tests/versions.py torch==2.8.0 --index-url https://download.pytorch.org/whl/cpu
+    python tests/versions.py torch==2.8.0 --index-url INDEX_OF_CPU_BUILDS
     python tests/versions.py gradio==6.31.0 --tests tests/page/test_race.py
 
 A virtual environment is made in a temporary folder (or --keep FOLDER), sees the packages of this one, and
