@@ -14,6 +14,7 @@ from space_core import Settings, planner
 from space_core.checks import chi_square
 from space_core.checks import quantile as limit
 from space_core.cost import Costs
+from space_core.decoders import _Run
 from space_core.layout import Layout
 from space_core.lookup import Lookup
 from space_core.model import SpaceModel
@@ -38,6 +39,15 @@ def test_draw_inverts_the_cumulative_sum_and_never_takes_a_zero():
     almost_one = torch.tensor([1 - 2**-53], dtype=torch.float64)
     for scale in (1e-300, 1e-9, 1 / 3, 1e9):
         assert draw(weights * scale, almost_one).tolist() == [3]
+
+
+def test_the_law_is_temperature_then_top_k_then_top_p(llama):
+    logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0]], dtype=torch.float64)
+    settings = Settings(temperature=0.5, top_k=4, top_p=0.9)
+    found = _Run(llama, [1], settings, stream=0).distribution(logits)[0]
+    kept = (logits[0, :4] / 0.5).softmax(-1)
+    kept = kept[: int((kept.cumsum(-1) < 0.9).sum()) + 1]
+    assert torch.allclose(found, torch.cat([kept / kept.sum(), torch.zeros(5 - len(kept))]), atol=1e-12)
 
 
 @pytest.mark.parametrize("judge", [verify_sampled, verify_block])
