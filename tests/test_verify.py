@@ -43,11 +43,12 @@ def test_draw_inverts_the_cumulative_sum_and_never_takes_a_zero():
 
 def test_the_law_is_temperature_then_top_k_then_top_p(llama):
     logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0]], dtype=torch.float64)
-    settings = Settings(temperature=0.5, top_k=4, top_p=0.9)
-    found = _Run(llama, [1], settings, stream=0).distribution(logits)[0]
-    kept = (logits[0, :4] / 0.5).softmax(-1)
-    kept = kept[: int((kept.cumsum(-1) < 0.9).sum()) + 1]
-    assert torch.allclose(found, torch.cat([kept / kept.sum(), torch.zeros(5 - len(kept))]), atol=1e-12)
+    for top_k, top_p in ((4, 0.9), (2, 0.95)):  # the nucleus cuts, then top-k does
+        settings = Settings(temperature=0.5, top_k=top_k, top_p=top_p)
+        found = _Run(llama, [1], settings, stream=0).distribution(logits)[0]
+        kept = (logits[0, :top_k] / 0.5).softmax(-1)
+        kept = kept[: int((kept.cumsum(-1) < top_p).sum()) + 1]
+        assert torch.allclose(found, torch.cat([kept / kept.sum(), torch.zeros(5 - len(kept))]), atol=1e-12)
 
 
 @pytest.mark.parametrize("judge", [verify_sampled, verify_block])
