@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from space_core.bundled import page
-from space_core.commands import bench, generate, inspect, race
+from space_core.commands import bench, generate, inspect, race, verify
 from space_core.errors import SpaceError
 from space_core.visible import visible
 
@@ -33,6 +33,7 @@ examples:
   {prog} generate "def fib(n):" --json           one run, every call told
   printf 'def fib(n):' | {prog} generate --prompt-file - --method vanilla
   {prog} inspect "def fib(n):" --call 3          the rows of a call, and who sees whom
+  {prog} verify --model DIR_OR_HUB_ID            is decoding lossless with your model?
   {prog} bench --prompts prompts.jsonl --methods space,space-grid,generate
   {prog} app                                     the page, in a browser
 
@@ -60,6 +61,12 @@ INSPECT = """\
 Open one call: what each row is, where it stands, what it predicted, what became of it, and the attention
 mask, a line for each row that looks. The call is computed once more from the run, by the model that made
 it. `--plan grid` shows the paper's (k+1)² rows; the default feeds only those worth their time.
+"""
+VERIFY = """\
+Is decoding lossless with this model, on this device, in this dtype? Eight checks through the code that
+decodes: rows, isolation, cache, greedy outputs, forced drafts, stopping, sampling, lanes. The report tells
+cases, differences, margins and the first split; exit code 1 where something differs that rounding does not
+explain.
 """
 BENCH = """\
 Measure: methods on a file of prompts (the default), calls by their rows, planned calls against the
@@ -140,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         (race.add, "race", "SPACE against plain decoding, live in the terminal", RACE),
         (generate.add, "generate", "decode one prompt", GENERATE),
         (inspect.add, "inspect", "one call: its rows, and who sees whom", INSPECT),
+        (verify.add, "verify", "is decoding lossless with this model, on this device?", VERIFY),
         (bench.add, "bench", "measure methods on prompts, or calls by their rows", BENCH),
     ):
         add(commands.add_parser(name, help=short, description=about, formatter_class=layout))

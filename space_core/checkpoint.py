@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,11 +39,15 @@ from space_core.sampler import SamplerHead
 FORMAT = "space-checkpoint/1"
 MANIFEST = "space.json"
 PARTS = "space"
+FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", f"{PARTS}/*")
+"""What a checkpoint consists of: fetched from the hub, and listed in the manifest with its hashes."""
 MASKS = "masks.safetensors"
 CUSTOM = Path(__file__).parent / "custom_generate"
 """What transformers' `generate` runs for a repository (`generation.py`)."""
 SHARD = "9MB"
 FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", f"{PARTS}/*")
+SAVING = ".saving"
+"""Behind the name of a folder that is still being written."""
 MAX_MASKS = 64
 DEVICES = ("cpu", "cuda", "mps")
 DTYPES = {
@@ -203,6 +208,8 @@ def read_manifest(folder: Path, weights: bool = True) -> dict[str, Any] | None:
     """
     path = folder / MANIFEST
     if not path.is_file():
+        if (folder / PARTS / MASKS).exists():
+            raise CheckpointError(f"the checkpoint is incomplete: {MANIFEST} is missing")
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -238,17 +245,40 @@ def read_manifest(folder: Path, weights: bool = True) -> dict[str, Any] | None:
 def save(
     folder: Path, model: SpaceModel, *, base_id: str | None = None, about: dict[str, Any] | None = None
 ) -> None:
-    """Write a checkpoint, the manifest last.
+    """Write a checkpoint: aside, flushed to the disk, and put in its place only when it is whole.
 
     Args:
-        folder: to be filled; must not hold a checkpoint yet.
+        folder: to be filled; must not hold a checkpoint yet. What else it holds (a base's files) stays.
         model: what to save. With `base_id` only SPACE's own parts are written.
         base_id: hub id or absolute folder of the base model.
         about: further entries of the manifest (training data, licence, evaluation …).
     """
     if (folder / MANIFEST).exists():
         raise CheckpointError(f"{folder} holds a checkpoint already")
-    folder.mkdir(parents=True, exist_ok=True)
+    aside, before = (folder.with_name(folder.name + end) for end in (SAVING, ".before"))
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.is_dir():
+        shutil.copytree(folder, aside, copy_function=_link)
+    aside.mkdir(parents=True, exist_ok=True)
+    _write(aside, model, base_id, about or {})
+    for path in [*aside.rglob("*"), aside]:
+        _flush(path)
+    if folder.is_dir():
+        os.replace(folder, before)
+    os.replace(aside, folder)
+    shutil.rmtree(before, ignore_errors=True)
+    _flush(folder.parent)
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _write(folder: Path, model: SpaceModel, base_id: str | None, about: dict[str, Any]) -> None:
     if base_id is None:
         model.lm.save_pretrained(folder, max_shard_size=SHARD)
         if model.tokenizer is not None:
@@ -262,7 +292,8 @@ def save(
         masks.adapter.save(folder / PARTS, base_id)
     if masks.sampler is not None:
         masks.sampler.save(folder / PARTS)
-    weights = sorted([*folder.glob("*.safetensors"), *(folder / PARTS).glob("*")])
+    # All that decides what is written: a tokenizer or configuration of another model is refused, too.
+    files = sorted({path for kind in FILES for path in folder.glob(kind)} - {folder / MANIFEST})
     manifest = {
         "format": FORMAT,
         "method": masks.method,
@@ -272,8 +303,8 @@ def save(
         "adapter": PARTS if masks.adapter is not None else None,
         "sampler": f"{PARTS}/{SAMPLER}" if masks.sampler is not None else None,
         "base": {"id": base_id, "revision": None},
-        **(about or {}),
-        "files": {path.relative_to(folder).as_posix(): sha256(path) for path in weights},
+        **about,
+        "files": {path.relative_to(folder).as_posix(): sha256(path) for path in files},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
@@ -289,6 +320,17 @@ def write_custom_generate(folder: str | Path) -> Path:
     for name in ("generate.py", "requirements.txt"):
         shutil.copyfile(CUSTOM / name, target / name)
     return target
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():  # which cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sha256(path: Path) -> str:
@@ -349,6 +391,8 @@ def fetch(name: str, revision: str | None = None, patterns: Sequence[str] = FILE
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name[:80]!r} names no checkpoint: {_line(error)}") from None
     if here:
+        if folder.resolve().name.endswith(SAVING):
+            raise CheckpointError(f"{name} is a checkpoint whose saving was cut short: save it anew")
         if not any((folder / part).is_file() for part in ("config.json", MANIFEST)):
             raise CheckpointError(f"{name} holds neither config.json nor {MANIFEST}: not a checkpoint")
         return folder

@@ -4,6 +4,10 @@ A token may hold a part of a UTF-8 character, and some tokenizers decode a token
 another one. So new tokens are decoded together with the piece before them, which began where the
 text was whole; a piece is what the text grew by. A token that ends inside a character has an empty
 piece, and the token that completes the character shows it.
+
+Vocabularies that fall back to bytes (`<0xE6>`, as Llama 2's) need more patience: their decoder takes bytes
+in a row as a whole, and shows none of its characters while the last one is incomplete. What such a run
+says is known at its end. (A byte that is a character by itself, a line's end above all, is shown at once.)
 """
 
 from __future__ import annotations
@@ -26,7 +30,10 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any, prompt_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._before = list(prompt_ids)[-CONTEXT:]
+        start = max(0, len(prompt_ids) - CONTEXT)
+        while start and self._in_run(prompt_ids[start]):
+            start -= 1
+        self._before = list(prompt_ids[start:])
         self._pending: list[int] = []
         self._shown = self._decode(self._before)
 
@@ -43,6 +50,8 @@ class Detokenizer:
 
     def _one(self, token: int) -> str:
         self._pending.append(token)
+        if self._in_run(token):
+            return ""
         text = self._decode(self._before + self._pending)
         # A UTF-8 character has at most 4 bytes: no more than its first 3 can still be waiting.
         waiting = 0
@@ -58,6 +67,12 @@ class Detokenizer:
             self._before, self._pending = self._pending, []
             self._shown = self._decode(self._before)
         return piece
+
+    def _in_run(self, token: int) -> bool:
+        """Whether a token is one byte of a longer character."""
+        names = getattr(self._tokenizer, "convert_ids_to_tokens", None)
+        name = names(int(token)) if names else None
+        return isinstance(name, str) and len(name) == 6 and name[:3] == "<0x" and name[3] in "89ABCDEF"
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(

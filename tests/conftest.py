@@ -8,6 +8,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve each other on two cores
 
+from pathlib import Path
+
 import pytest
 
 
@@ -20,3 +22,44 @@ def llama():
 
     lm = tiny_lm("Llama")
     return SpaceModel(lm, None, trained_like_masks(lm), eos_ids=())
+
+
+@pytest.fixture
+def figures(record_property):
+    """What a test found, for the trust table: figures(cases=…, worst=…)."""
+
+    def note(**found):
+        for name, value in found.items():
+            record_property(name, value)
+
+    return note
+
+
+RAN: dict[int, list[tuple]] = {}
+"""Tests of each row of the trust table, as they ended: name, outcome, seconds, figures."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--trust", metavar="OUT.json", help="write results of the tests marked trust(row) here")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in item.iter_markers("trust"):
+            item.user_properties.append(("trust", mark.args[0]))
+
+
+def pytest_runtest_logreport(report):
+    rows = [value for name, value in report.user_properties if name == "trust"]
+    if rows and (report.when == "call" or report.failed or report.skipped):
+        found = {name: value for name, value in report.user_properties if name != "trust"}
+        for row in rows:
+            RAN.setdefault(row, []).append((report.nodeid, report.outcome, report.duration, found))
+
+
+def pytest_sessionfinish(session):
+    out = session.config.getoption("--trust")
+    if out:
+        from trust_table import write
+
+        write(Path(out), RAN)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import output, tiny_lm, trained_like_masks
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import space_core
 from space_core import Settings
@@ -174,6 +178,174 @@ def test_damaged_checkpoints_are_refused_with_one_sentence(folder, damage):
     with pytest.raises(CheckpointError) as caught:
         space_core.load(folder)
     assert "\n" not in str(caught.value)
+
+
+def _rehash(folder):
+    """The manifest as it would be if the damage had been done before saving."""
+    files = json.loads((folder / "space.json").read_text())["files"]
+    found = {name: space_core.checkpoint.sha256(folder / name) for name in files if (folder / name).is_file()}
+    _manifest(folder, files=found)
+
+
+class _Bomb:
+    """What unpickling it would do is seen on the disk."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+WEIGHTS = ("model.safetensors", "space/masks.safetensors", "space/adapter_model.safetensors")
+
+
+def damage_at_random(folder, dice, bomb):
+    """One damage of a checkpoint; its name."""
+    kind = dice.choice(("truncated", "flipped", "missing", "shape", "nan", "pickle", "appended"))
+    names = [*json.loads((folder / "space.json").read_text())["files"]]
+    path = folder / dice.choice(WEIGHTS if kind in ("shape", "nan", "pickle") else names)
+    data = bytearray(path.read_bytes())
+    if kind == "truncated":
+        path.write_bytes(data[: dice.randrange(len(data))])
+    elif kind == "flipped":
+        data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        path.write_bytes(data)
+    elif kind == "appended":
+        path.write_bytes(data + b"\0")
+    elif kind == "missing":
+        path.unlink()
+    elif kind == "pickle":
+        torch.save({"weight": _Bomb(bomb)}, path)
+        _rehash(folder)
+    else:
+        tensors = load_file(path)
+        name = dice.choice(sorted(tensors))
+        if kind == "shape":
+            tensors[name] = tensors[name][..., :-1].contiguous()
+        else:
+            tensors[name].flatten()[dice.randrange(tensors[name].numel())] = dice.choice(
+                (float("nan"), float("inf"))
+            )
+        save_file(tensors, path, metadata={"format": "pt"})
+        _rehash(folder)
+    return f"{kind} {path.name}"
+
+
+def corrupted(folder, tmp_path, count, seed):
+    dice, bomb, seen = random.Random(seed), tmp_path / "bomb", Counter()
+    for index in range(count):
+        broken = tmp_path / f"broken-{index}"
+        shutil.copytree(folder, broken)
+        name = damage_at_random(broken, dice, bomb)
+        with pytest.raises(CheckpointError) as caught:
+            space_core.load(broken)
+        assert "\n" not in str(caught.value) and not bomb.exists(), name
+        shutil.rmtree(broken)
+        seen[name.split()[0]] += 1
+    return seen
+
+
+def test_ten_damages_at_random(folder, tmp_path):
+    corrupted(folder, tmp_path, 10, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.trust(16)
+def test_a_hundred_damages_at_random(folder, tmp_path, figures):
+    seen = corrupted(folder, tmp_path, 100, 1)
+    assert len(seen) == 7
+    figures(damages=100, refused=100, **seen)
+
+
+def test_the_bomb_goes_off_where_pickles_are_read(tmp_path):
+    torch.save({"weight": _Bomb(tmp_path / "bomb")}, tmp_path / "pickle")
+    torch.load(tmp_path / "pickle", weights_only=False)
+    assert (tmp_path / "bomb").exists()
+
+
+def _json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _tensors(path, change):
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def _large_tokenizer(folder):
+    core = Tokenizer(models.WordLevel({f"w{i}": i for i in range(200)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(folder)
+
+
+MISFITS = {
+    "masks of another width": lambda f: _tensors(f / WEIGHTS[1], lambda t: {"embeddings": torch.ones(5, 48)}),
+    "masks of no width": lambda f: _tensors(f / WEIGHTS[1], lambda t: {"embeddings": torch.ones(5)}),
+    "masks by another name": lambda f: _tensors(f / WEIGHTS[1], lambda t: {"masks": torch.ones(5, 32)}),
+    "an adapter of another rank": lambda f: _json(f / "space/adapter_config.json", r=8),
+    "an adapter of other layers": lambda f: _json(
+        f / "space/adapter_config.json", target_modules=["q_proj", "up_proj"]
+    ),
+    "an adapter of layers there are not": lambda f: _json(
+        f / "space/adapter_config.json", target_modules=["c_attn"]
+    ),
+    "an adapter of a deeper model": lambda f: _tensors(
+        f / WEIGHTS[2], lambda t: t | {k.replace("layers.0", "layers.7"): v.clone() for k, v in t.items()}
+    ),
+    "a model with more layers": lambda f: _json(f / "config.json", num_hidden_layers=3),
+    "a model of another width": lambda f: _json(f / "config.json", hidden_size=48, head_dim=12),
+    "a model of another vocabulary": lambda f: _json(f / "config.json", vocab_size=65),
+    "[M] outside the vocabulary": lambda f: _manifest(f, mask_token_id=64),
+    "more masks than there can be": lambda f: _manifest(f, k=65),
+    "a tokenizer larger than the model": _large_tokenizer,
+}
+
+
+@pytest.mark.trust(17)
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_what_does_not_belong_together_is_refused(folder, misfit):
+    """With hashes that are right: these files are whole, but not each other's."""
+    MISFITS[misfit](folder)
+    _rehash(folder)
+    with pytest.raises(CheckpointError) as caught:
+        space_core.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_models_tokenizer_or_configuration_is_refused(folder):
+    for name in ("config.json", "generation_config.json"):
+        before = (folder / name).read_text()
+        _json(folder / name, eos_token_id=9)
+        with pytest.raises(CheckpointError, match=name):
+            space_core.load(folder)
+        (folder / name).write_text(before)
+    space_core.load(folder)
+
+
+def test_what_was_not_saved_to_the_end_is_not_loaded(folder, tmp_path, monkeypatch):
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(space_core.checkpoint, "_flush", cut)
+    with pytest.raises(KeyboardInterrupt):
+        space_core.save(tmp_path / "new", gated_model())
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(CheckpointError, match="cut short"):
+        space_core.load(tmp_path / "new.saving")
+    (folder / "space.json").unlink()
+    with pytest.raises(CheckpointError, match="incomplete"):
+        space_core.load(folder)
+
+
+def test_saving_beside_a_bases_files_keeps_them(tmp_path):
+    model = gated_model()
+    model.lm.save_pretrained(tmp_path / "merged")
+    space_core.save(tmp_path / "merged", model, base_id="someone/base")
+    assert output(space_core.space(space_core.load(tmp_path / "merged"), PROMPT, Settings())) == output(
+        space_core.space(model, PROMPT, Settings())
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    with pytest.raises(CheckpointError, match="already"):
+        space_core.save(tmp_path / "merged", model)
 
 
 def test_pickles_are_not_read(tmp_path):

@@ -50,6 +50,21 @@ ROOMS = {
     "overhead": {"bench", "decoders", "metrics", "model", "scores", "settings"},
     "crowd": {"batches", "metrics", "model", "peers", "scores", "settings", "trace"},
     "stakes": {"bench", "metrics", "model", "prompts", "scores", "settings"},
+    "trust": {"cache", "decoders", "layout", "model", "settings", "trace"},
+    "checks": {
+        *(
+            "cache",
+            "decoders",
+            "errors",
+            "layout",
+            "model",
+            "planner",
+            "settings",
+            "trace",
+            "trust",
+            "verify",
+        ),
+    },
     "trial": {"bench", "errors", "model", "prompts", "settings"},
     "training": set(),
     "calls": {"cache", "checkpoint", "cost", "errors", "layout", "metrics", "model", "scores"},
@@ -86,3 +101,79 @@ def test_library_and_training_run_without_the_page():
 def test_only_the_page_knows_gradio():
     for path in (ROOT / "space_core").rglob("*.py"):
         assert "gradio" not in {name.split(".")[0] for name in imports(path)}, path
+
+
+CHANGES = {
+    *("add", "append", "clear", "discard", "extend", "insert", "pop", "popitem", "remove", "setdefault"),
+    *("sort", "reverse", "update"),
+}
+WRITTEN_ANEW = {("space_core/__init__.py", "globals")}
+"""The library's own names, bound when they are first used."""
+
+
+def kept_state(source: str) -> list[str]:
+    """What a module keeps between calls: `global`, or something of its top level that a function changes."""
+    tree = ast.parse(source)
+    tops = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    found = []
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        arguments = {a.arg for a in ast.walk(function) if isinstance(a, ast.arg)}
+        local = arguments | {
+            n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        }
+        for node in ast.walk(function):
+            changed = None
+            if isinstance(node, ast.Global):
+                found += node.names
+            elif isinstance(node, ast.Subscript | ast.Attribute) and isinstance(
+                node.ctx, ast.Store | ast.Del
+            ):
+                changed = node.value
+            elif (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in CHANGES
+            ):
+                changed = node.func.value
+            if isinstance(changed, ast.Call) and isinstance(changed.func, ast.Name):
+                found += [changed.func.id] if changed.func.id == "globals" else []
+            while isinstance(changed, ast.Subscript | ast.Attribute):
+                changed = changed.value
+            if isinstance(changed, ast.Name) and changed.id in tops - local:
+                found.append(changed.id)
+    return found
+
+
+@pytest.mark.trust(19)
+def test_nothing_is_kept_between_visitors_in_a_module(figures):
+    files = [*(ROOT / "space_core").rglob("*.py"), *(ROOT / "finetune").glob("*.py"), ROOT / "app.py"]
+    kept = {
+        (path.relative_to(ROOT).as_posix(), name) for path in files for name in kept_state(path.read_text())
+    }
+    assert kept <= WRITTEN_ANEW
+    figures(modules=len(files))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "SEEN = []\ndef f(x):\n    SEEN.append(x)",
+        "SEEN = {}\ndef f(x):\n    SEEN[x] = 1",
+        "SEEN: dict = {}\ndef f(x):\n    SEEN.setdefault(x, []).append(x)",
+        "n = 0\ndef f():\n    global n\n    n += 1",
+        "class Box: pass\nbox = Box()\ndef f(x):\n    box.last = x",
+    ],
+)
+def test_kept_state_is_seen(source):
+    assert kept_state(source)
+    assert not kept_state(
+        "LIMITS = {}\ndef f(x):\n    found = dict(LIMITS)\n    found[x] = 1\n    return found"
+    )

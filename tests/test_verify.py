@@ -11,7 +11,10 @@ from tiny import tiny_lm, trained_like_masks
 
 import space_core
 from space_core import Settings, planner
+from space_core.checks import chi_square
+from space_core.checks import quantile as limit
 from space_core.cost import Costs
+from space_core.decoders import _Run
 from space_core.layout import Layout
 from space_core.lookup import Lookup
 from space_core.model import SpaceModel
@@ -36,6 +39,47 @@ def test_draw_inverts_the_cumulative_sum_and_never_takes_a_zero():
     almost_one = torch.tensor([1 - 2**-53], dtype=torch.float64)
     for scale in (1e-300, 1e-9, 1 / 3, 1e9):
         assert draw(weights * scale, almost_one).tolist() == [3]
+
+
+def test_the_law_is_temperature_then_top_k_then_top_p(llama):
+    logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0]], dtype=torch.float64)
+    for top_k, top_p in ((4, 0.9), (2, 0.95)):  # the nucleus cuts, then top-k does
+        settings = Settings(temperature=0.5, top_k=top_k, top_p=top_p)
+        found = _Run(llama, [1], settings, stream=0).distribution(logits)[0]
+        kept = (logits[0, :top_k] / 0.5).softmax(-1)
+        kept = kept[: int((kept.cumsum(-1) < top_p).sum()) + 1]
+        assert torch.allclose(found, torch.cat([kept / kept.sum(), torch.zeros(5 - len(kept))]), atol=1e-12)
+
+
+@pytest.mark.parametrize("judge", [verify_sampled, verify_block])
+def test_the_impossible_is_rejected_and_the_certain_accepted_at_every_die(judge):
+    """A die may show 0 exactly: `<=` for `<` would then let an impossible token through."""
+    q = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)
+    p = torch.tensor([[0.0, 0.4, 0.6], [0.2, 0.3, 0.5]], dtype=torch.float64)
+    for die in (0.0, 2**-53, 0.5, 1 - 2**-53):
+        dice = torch.tensor([die, 0.5], dtype=torch.float64)
+        assert int(judge(p, q, torch.tensor([0]), dice).accepted) == 0
+        assert int(judge(torch.cat([q, q]), q, torch.tensor([0]), dice).accepted) == 1
+    # Behind an impossible draft nothing stands, however likely.
+    pair, sure = torch.tensor([0, 1]), torch.tensor([[0.0, 1.0, 0.0]] * 3, dtype=torch.float64)
+    verdict = judge(sure, torch.cat([q, sure[:1]]), pair, torch.zeros(3, dtype=torch.float64))
+    assert (int(verdict.accepted), int(verdict.own)) == (0, 1)
+
+
+def test_every_draft_and_the_own_token_have_a_die_each():
+    generator = torch.Generator().manual_seed(3)
+    for p, q in pairs(30):
+        k = len(q)
+        drafts = torch.multinomial(q, 1, generator=generator)[:, 0]
+        stands = [float(p[i, c] / q[i, c]) for i, c in enumerate(drafts.tolist())]
+        for _ in range(10):
+            dice = torch.rand(k + 1, generator=generator, dtype=torch.float64)
+            wrong = (i for i in range(k) if dice[i] >= stands[i])
+            accepted = next(wrong, k)
+            own = p[k] if accepted == k else residual(p[:k], q)[accepted]
+            verdict = verify_sampled(p, q, drafts, dice)
+            assert int(verdict.accepted) == accepted
+            assert int(verdict.own) == int(draw(own[None], dice[k:]))
 
 
 def distribution_of_next(p, q, rule):
@@ -226,21 +270,6 @@ def small_vocabulary_model():
     return model
 
 
-def chi_square(counts, expected):
-    keep = expected > 5
-    rest_seen, rest_due = counts[~keep].sum(), expected[~keep].sum()
-    total = ((counts[keep] - expected[keep]) ** 2 / expected[keep]).sum()
-    freedom = int(keep.sum()) - 1
-    if rest_due > 5:
-        total, freedom = total + (rest_seen - rest_due) ** 2 / rest_due, freedom + 1
-    return float(total), freedom
-
-
-def limit(freedom):
-    """Chi-square's 1 - 1e-9 quantile (Wilson and Hilferty 1931), a little above the true one."""
-    return freedom * (1 - 2 / (9 * freedom) + 6.1 * (2 / (9 * freedom)) ** 0.5) ** 3
-
-
 VARIANTS = {
     "grid, token by token": {"plan": "grid", "verification": "token"},
     "grid, block": {"plan": "grid", "verification": "block"},
@@ -250,22 +279,23 @@ VARIANTS = {
 
 
 def sampled_against_law(draws, **options):
-    """(chi-square, its limit) of three tokens behind a prompt, drawn with SPACE many times."""
+    """(chi-square, its limit) of four tokens behind a prompt, drawn with SPACE many times.
+
+    Four, since the first call writes one, and no draft is judged that could be the last: two drafts at once.
+    """
     prompt = [3, 1, 4]
     model = small_vocabulary_model()
-    settings = {"k": 2, "max_new_tokens": 3, "temperature": 0.8, "top_k": 4, **options}
+    settings = {"k": 2, "max_new_tokens": 4, "temperature": 0.8, "top_k": 3, **options}
 
     def law(text):
         with torch.inference_mode():
             logits = model.lm(torch.tensor([text])).logits[0, -1].double() / 0.8
-        top = logits.topk(4)
+        top = logits.topk(3)
         return dict(zip(top.indices.tolist(), top.values.softmax(-1).tolist(), strict=True))
 
-    due = {}
-    for a, pa in law(prompt).items():
-        for b, pb in law([*prompt, a]).items():
-            for c, pc in law([*prompt, a, b]).items():
-                due[a, b, c] = pa * pb * pc
+    due = {(): 1.0}
+    for _ in range(4):
+        due = {(*a, b): p * q for a, p in due.items() for b, q in law([*prompt, *a]).items()}
     counts = dict.fromkeys(due, 0)
     for seed in range(draws):
         text = [
@@ -286,19 +316,24 @@ def test_sampled_tokens_follow_the_models_distribution(variant):
 
 
 @pytest.mark.slow
+@pytest.mark.trust(7)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_sampled_tokens_follow_the_models_distribution_at_full_size(variant):
+def test_sampled_tokens_follow_the_models_distribution_at_full_size(variant, figures):
     """4 × 25,000 = 100,000 draws."""
     value, most = sampled_against_law(25_000, **VARIANTS[variant])
     assert value <= most
+    figures(**{variant: f"chi-square {value:.0f}, quantile {most:.0f}"})
 
 
 @pytest.mark.slow
-def test_sampling_is_exact_by_enumeration_at_full_size():
+@pytest.mark.trust(6)
+def test_sampling_is_exact_by_enumeration_at_full_size(figures):
+    worst = 0.0
     for p, q in pairs(500):
-        distance = (distribution_of_next(p, q, exact_rule) - truth_of(p)).abs().sum() / 2
-        assert distance <= 1e-12
-        assert (block_distribution(p, q)[0] - truth_of(p)).abs().sum() / 2 <= 1e-12
+        for found in (distribution_of_next(p, q, exact_rule), block_distribution(p, q)[0]):
+            worst = max(worst, float((found - truth_of(p)).abs().sum() / 2))
+    assert worst <= 1e-12
+    figures(pairs=500, distance=f"{worst:.1g}")
 
 
 class Wild:
