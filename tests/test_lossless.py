@@ -312,7 +312,7 @@ def test_drafts_are_the_guesses_of_the_group_behind_what_stood(llama):
     run = Forced(llama, prompt, Settings(k=3, max_new_tokens=30, plan="grid"), stream=1)
     run.choose, guessed, seen, text = choose, [], set(), list(prompt)
     draft = run.draft
-    run.draft = lambda logits: guessed.append(draft(logits)) or guessed[-1]
+    run.draft = lambda *parts: guessed.append(draft(*parts)) or guessed[-1]
     for step in _space(run, GridPlanner(3)):
         if step.groups and not step.stop:
             rows = subject.by_hand(text, step.drafts, step.groups)
