@@ -34,6 +34,10 @@ from space_core.settings import MAX_NEW_TOKENS, Plan, Settings, Verification
 from space_core.trace import Step, Stop
 from space_core.verify import Verdict, draw, likeliest, verify_block, verify_greedy, verify_sampled
 
+HOPELESS, HOPELESS_UNTOLD = 0.1, 0.02
+"""Chance that all drafts so far stand below which a CPU asks for no further one: each is a product of the
+head, and one in ten of them would be right. Masks that were told nothing are less sure than they could be."""
+
 
 def vanilla(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) -> Iterator[Step]:
     """Plain decoding: one call, one token.
@@ -180,6 +184,8 @@ class _Run:
         self.no_tokens = torch.empty(0, dtype=torch.long, device=model.device)
         self.vocabulary = 0
         """Width of the logits, known from the first call on."""
+        self.thrifty = settings.plan is Plan.AUTO and model.device.type == "cpu"
+        """Whether guesses end where they have become hopeless."""
         self.judge = verify_block if settings.verification is Verification.BLOCK else verify_sampled
 
     def distribution(self, logits: Tensor) -> Tensor:
@@ -216,8 +222,8 @@ class _Run:
             return self._draft_in_turn(judged, masks, verdict.own)
         logits = judged.guesses(masks)
         if self.settings.greedy:
-            tokens, sure = _surest(logits)
-            return _Guessed(tokens, sure, sure, None)
+            sure = _surest(logits)
+            return _Guessed(likeliest(logits), sure, sure, None)
         q = self.distribution(logits)
         tokens = draw(q, self.uniforms(len(q), q))
         return _Guessed(tokens, q.gather(-1, tokens[:, None])[:, 0], q.amax(-1), q)
@@ -225,9 +231,21 @@ class _Run:
     def _draft_in_turn(self, judged: Judged, masks: Tensor, own: Tensor) -> _Guessed:
         """Drafts that know the ones before. [n, hidden], int64 []"""
         if self.settings.greedy:
-            tokens, logits = judged.chain(masks, own, likeliest)
-            _, sure = _surest(logits)
+            chances = [1.0]
+
+            def hopeless(logits: Tensor) -> bool:
+                chances.append(chances[-1] * float(_surest(logits)))
+                return chances[-1] < HOPELESS
+
+            tokens, logits = judged.chain(masks, own, likeliest, hopeless if self.thrifty else None)
+            sure = _surest(logits)
             return _Guessed(tokens, sure, sure, None)
+        # How sure a draft is may not depend on the drafts drawn before it, or the planner would leave
+        # those out because of what they are: all but the first are as sure as their mask was, told nothing.
+        # Nor may the number of drafts.
+        untold = self.distribution(judged.guesses(masks)).amax(-1)
+        if self.thrifty:
+            masks = masks[: 1 + int((untold.cumprod(0)[:-1] >= HOPELESS_UNTOLD).sum())]
         rows: list[Tensor] = []
 
         def choose(logits: Tensor) -> Tensor:
@@ -236,12 +254,8 @@ class _Run:
 
         tokens, _ = judged.chain(masks, own, choose)
         q = torch.cat(rows)
-        # How sure a draft is may not depend on the drafts drawn before it, or the planner would leave
-        # those out because of what they are: all but the first are as sure as their mask was, told nothing.
-        untold = self.distribution(judged.guesses(masks[1:])).amax(-1)
-        return _Guessed(
-            tokens, q.gather(-1, tokens[:, None])[:, 0], torch.cat([q[0].amax()[None], untold]), q
-        )
+        sure = torch.cat([q[0].amax()[None], untold[1 : len(q)]])
+        return _Guessed(tokens, q.gather(-1, tokens[:, None])[:, 0], sure, q)
 
     def fetch(self, verdict: Verdict, guessed: _Guessed | None) -> tuple[int, int, Drafts]:
         """Everything the host must know of a call, in one transfer: the call's only wait."""
@@ -299,10 +313,10 @@ class _Run:
         return tokens, None if self.left else self.at_budget
 
 
-def _surest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The likeliest token of each row and its probability. [n, V] → int64 [n], float [n]"""
+def _surest(logits: Tensor) -> Tensor:
+    """Probability of the likeliest token of each row. [n, V] → float [n]"""
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return likeliest(logits), (wide.amax(-1) - wide.logsumexp(-1)).exp().clamp(max=1)
+    return (wide.amax(-1) - wide.logsumexp(-1)).exp().clamp(max=1)
 
 
 def _planner(model: SpaceModel, settings: Settings) -> Planner:
@@ -323,7 +337,7 @@ def _seconds(
     """Rows, whether there are masks, and seconds of decoding calls, on a text that means nothing."""
     length = min(cost.CONTEXT, model.context // 2)
     run = _Run(model, [1 % model.vocabulary] * length, replace(settings, max_new_tokens=MAX_NEW_TOKENS), 1)
-    run.eos_ids = frozenset()
+    run.eos_ids, run.thrifty = frozenset(), False
     script = _Script(layouts, max(settings.k, *(max(layout.masks) for layout in layouts)))
     for step in islice(_space(run, script), 1, 1 + len(layouts)):
         yield step.rows, any(step.groups), step.seconds

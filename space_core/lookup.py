@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-LENGTHS = (5, 4, 3, 2)
+LENGTHS = (5, 4, 3, 2, 1)
 """Tokens that must have stood there before, the longest first."""
-CONFIDENCE = {5: 0.9, 4: 0.8, 3: 0.6, 2: 0.4}
+CONFIDENCE = {5: 0.9, 4: 0.8, 3: 0.6, 2: 0.4, 1: 0.25}
 """How sure a copy is to begin with; what it is worth is learned by the planner."""
 
 
@@ -32,9 +32,14 @@ class Lookup:
             self._text.append(token)
 
     def drafts(self, count: int) -> tuple[list[int], float]:
-        """Up to `count` tokens to follow the text, and how sure they are; none where nothing matches."""
+        """`count` tokens to follow the text, and how sure they are; none where nothing matches.
+
+        A copy that reaches the end of the text goes on in itself, as a text that runs in circles does.
+        """
         for length in LENGTHS:
             start = self._ends.get(tuple(self._text[-length:]))
             if start is not None:
-                return self._text[start : start + count], CONFIDENCE[length]
+                copied = self._text[start : start + count]
+                period = len(self._text) - start
+                return [copied[i % period] for i in range(count)], CONFIDENCE[length]
         return [], 0.0

@@ -133,16 +133,23 @@ class Judged:
         return self._model.logits(masks)
 
     @torch.inference_mode()
-    def chain(self, masks: Tensor, own: Tensor, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def chain(
+        self,
+        masks: Tensor,
+        own: Tensor,
+        choose: Callable[[Tensor], Tensor],
+        end: Callable[[Tensor], bool] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Guesses one after the other, each told the token in front of it.
 
         Args:
             masks: of one group. [n, hidden]
             own: the token in front of the first. int64 []
             choose: a token from logits. float [1, V] → int64 [1]
+            end: whether no further guess is wanted behind the one from these logits; None: never.
 
         Returns:
-            The tokens, int64 [n], and the logits that they were chosen from, float [n, V].
+            The tokens, int64 [up to n], and the logits that they were chosen from, float [up to n, V].
         """
         sampler = self._model.masks.sampler
         assert sampler is not None
@@ -152,6 +159,8 @@ class Judged:
             logits.append(self._model.logits(step(row, self._model.embed(before))))
             before = choose(logits[-1])
             tokens.append(before)
+            if end is not None and end(logits[-1]):
+                break
         return torch.cat(tokens), torch.cat(logits)
 
 

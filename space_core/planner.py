@@ -8,7 +8,7 @@ stood so far, and feeds what earns its time:
     maximise  (1 + Σ_{i ≤ d} S_i) / λ  +  Σ_{g ≤ d} P(stop at g) · H(w_g)  −  T(1 + d + Σ w_g)
 
 over the number of drafts d and of masks w_g in each group. S_i is the chance that drafts 1..i all
-stand, λ the tokens a second that are being reached (so 1/λ is what a token is worth in seconds),
+stand, λ the tokens a second that are being reached in such text (so 1/λ is what a token is worth in seconds),
 H(w) what w fresh drafts will be worth to the call after, beyond the copies it will have from the text,
 learned as it goes and apart for texts that repeat themselves, and T the cost. Where T is flat the best
 plan is the full grid; where masks are worth nothing it is a plain call.
@@ -124,7 +124,10 @@ class AutoPlanner:
         # they do not: in a text that repeats itself masks may be right and yet earn nothing.
         self.worth = {False: Average(guess, 3.0), True: Average(BESIDE_COPIES * guess, 3.0)}
         self._repeats = False
-        self.tokens, self.seconds = 8 * 1.3, 8 * float(self.bare[1])  # sums that forget; as if of 8 calls
+        # Sums that forget, as if of 8 calls. Apart, since a token saved costs what its neighbours do: where
+        # copies are to be had tokens are cheap, and their price would forbid masks where there are none.
+        self.tokens = {repeats: 8 * 1.3 for repeats in (False, True)}
+        self.seconds = {repeats: 8 * float(self.bare[1]) for repeats in (False, True)}
         self.row = float(self.bare[k + 1] - self.bare[1]) / k  # what judging a draft adds to a call
         self.pause, self.idle = FIRST_PAUSE, 0
         self._judged: tuple[Sequence[float], bool] = ((), False)
@@ -137,7 +140,7 @@ class AutoPlanner:
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
         if self.idle and self.idle < self.pause and not guesses and not copies:
             self.idle += 1  # masks are not worth it, as was found a few calls ago
-            self._judged, self._spent = ((), False), float(self.bare[1])
+            self._judged, self._spent, self._repeats = ((), False), float(self.bare[1]), False
             return Plan(0, self._plain)
         survival, of_copies = self._survival(guesses, False), self._survival(copies, True)
         copied = float(of_copies.sum()) > float(survival.sum())
@@ -149,12 +152,12 @@ class AutoPlanner:
         if copied:
             survival = of_copies
         self._repeats = float(of_copies[1:].sum()) > REPEATS
-        masks = self._best(survival, self.seconds / self.tokens)
+        masks = self._best(survival, self.seconds[self._repeats] / self.tokens[self._repeats])
         if any(masks):
             self.idle = 0
             if len(masks) > 1 or masks[0] > PROBE_MASKS:
                 self.pause = FIRST_PAUSE
-        else:
+        elif not self._repeats:  # where copies do without masks, these were not found wanting
             self.idle += 1
             if self.idle > self.pause:
                 self.idle, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
@@ -170,8 +173,9 @@ class AutoPlanner:
             self.reliability[copied].observe(slot, confidence, right)
         if stood and all(stood) and not copied:  # masks that are right again are asked again at once
             self.idle = self.pause = FIRST_PAUSE
-        self.tokens = self.tokens * MEMORY + emitted
-        self.seconds = self.seconds * MEMORY + self._spent
+        here = self._repeats
+        self.tokens[here] = self.tokens[here] * MEMORY + emitted
+        self.seconds[here] = self.seconds[here] * MEMORY + self._spent
 
     def _best(self, survival: npt.NDArray[np.float64], token: float) -> tuple[int, ...]:
         """Masks by group, one group more than drafts, from the chances that the first 0, 1, … stand."""

@@ -9,7 +9,7 @@ import pytest
 
 from space_core.cost import curve, layout_of
 from space_core.layout import Layout
-from space_core.lookup import Lookup
+from space_core.lookup import CONFIDENCE, Lookup
 from space_core.planner import AutoPlanner, GridPlanner, Reliability
 
 FREE = curve({1: 1.0, 81: 1.0}, 81)
@@ -132,3 +132,15 @@ def test_a_copy_is_found_behind_the_longest_sequence():
     assert drafts == [9, 9, 2, 3, 4] and sure > Lookup([1, 2, 5, 1, 2]).drafts(1)[1]
     assert Lookup([1, 2, 3]).drafts(4) == ([], 0.0)
     assert Lookup([]).drafts(4) == ([], 0.0)
+
+
+def test_a_copy_goes_on_in_itself():
+    """What followed when the last tokens stood there before; past the text's end, the copy."""
+    lookup = Lookup([9, 1, 2, 3, 4, 1, 2])
+    assert lookup.drafts(6)[0] == [3, 4, 1, 2, 3, 4]
+    lookup = Lookup([5, 7, 7])
+    assert lookup.drafts(4)[0] == [7, 7, 7, 7]
+    assert Lookup([1, 2, 3]).drafts(4) == ([], 0.0)
+    loop = Lookup([1, 2, 3] * 3)
+    drafts, sure = loop.drafts(5)
+    assert drafts == [1, 2, 3, 1, 2] and sure == max(CONFIDENCE.values())
