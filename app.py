@@ -7,12 +7,15 @@ how it is told are in `space_core`. The page is served at once, the model loads 
 from __future__ import annotations
 
 import argparse
+import functools
+import inspect
 import json
 import os
+import secrets
+import signal
 import sys
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,11 +24,21 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 # A small model's call is shorter than a time slice. OpenMP's threads spin for each other by default,
 # and on a machine with other work they then wait whole slices: 30 times slower calls were measured.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# gradio keeps the last 10,000 events and draws a table of all of them after each one.
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
+
+if os.environ.get("SPACES_ZERO_GPU"):  # a Space on ZeroGPU, where the package is installed
+    import spaces  # before gradio and torch: it changes both
+else:
+    spaces = None
 
 import gradio as gr
+from starlette.middleware import Middleware
 
-from space_core import training
+from space_core import contest, devices, hosting, training
 from space_core.bundled import default_checkpoint
+from space_core.contest import decoder
+from space_core.devices import Slots
 from space_core.errors import (
     CheckpointError,
     PromptError,
@@ -34,6 +47,7 @@ from space_core.errors import (
     SpaceError,
     TraceError,
 )
+from space_core.guard import Guard
 from space_core.settings import MAX_K, Plan, Settings
 from space_core.views import benchmarks, frames, link, recording, sharing, walk
 from space_core.views.lanes import FURTHER, MAIN
@@ -41,7 +55,7 @@ from space_core.views.lanes import FURTHER, MAIN
 if TYPE_CHECKING:
     from space_core.bench import Column
     from space_core.model import SpaceModel
-    from space_core.trace import Step
+    from space_core.trace import Trace
     from space_core.trial import Trial
 
 HERE = Path(__file__).resolve().parent
@@ -58,9 +72,7 @@ BENCH_PROMPTS = BENCHMARKS / "prompts.jsonl"
 MAX_BENCH_PROMPTS = 8
 MAX_BENCH_TOKENS = 256
 
-FRAMES_PER_SECOND = 25
-QUEUE = 16
-MAX_PROMPT_CHARACTERS = 65_536
+HOSTING = hosting.Hosting.read(os.environ)
 PLUMBING: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """Of events that answer at once and are nobody's interface."""
 
@@ -111,39 +123,74 @@ def read_rows(path):
 
 
 class Loader:
-    """Loads and warms one model in the background; whoever needs it waits here.
+    """Loads and warms one model in the background, once for each device; whoever needs it waits here.
 
     Attributes:
+        slots: the devices, and who has which.
         lanes: the further lanes that can be asked for; `assisted` only where there is a draft model.
         draft: the draft model of `assisted`, once it is loaded.
-        loads: how often a model was put in the place of another.
+        number: 0 for the page's own model, then those that visitors have put beside it.
     """
 
-    def __init__(self, source: str, device: str, dtype: str, draft_source: str | None = None) -> None:
+    KEPT = 3
+    """Models beside the page's own; the oldest goes first."""
+
+    def __init__(
+        self,
+        source: str,
+        device: str,
+        dtype: str,
+        draft_source: str | None = None,
+        slots: Slots | None = None,
+        number: int = 0,
+    ) -> None:
         self.source, self.device, self.dtype = source, device, dtype
         self.draft_source = draft_source
+        self.slots = slots or Slots((device,))
         self.lanes = tuple(name for name in FURTHER if draft_source or name != "assisted")
         self.draft: SpaceModel | None = None
-        self.loads = 0
+        self.number = number
         self.done = threading.Event()
+        self._id = secrets.token_hex(4)
         self._model: SpaceModel | None = None
         self._error = ""
+        self._beside: dict[str, Loader] = {}
+        self._beside_so_far = 0
+        self._lock = threading.Lock()
 
     def start(self) -> None:
-        threading.Thread(target=self._load, name="load-model", daemon=True).start()
+        threading.Thread(target=self.load, name="load-model", daemon=True).start()
 
-    def switch(self, source: str) -> None:
-        """Load another model in the place of this one; whoever asks meanwhile waits."""
-        self.done.clear()
-        self.loads += 1
-        self.source, self._model, self._error = source, None, ""
-        self.draft_source, self.draft = None, None  # it drafts for the other one
-        self.lanes = tuple(name for name in self.lanes if name != "assisted")
-        self.start()
+    def beside(self, source: str) -> Loader:
+        """Another model, for whoever chooses it; nobody else's changes."""
+        with self._lock:
+            known = self._beside.get(source)
+            if known is not None:
+                return known
+            while len(self._beside) >= self.KEPT:
+                self._beside.pop(next(iter(self._beside)))._forget()
+            self._beside_so_far += 1
+            # No draft model: the one that was named drafts for the page's own.
+            other = Loader(source, self.device, self.dtype, None, self.slots, self._beside_so_far)
+            self._beside[source] = other
+        other.start()
+        return other
+
+    def chosen(self, choice: str = "") -> Loader:
+        """The model of a visitor's choice; the page's own without one, or when it is there no more."""
+        return self._beside.get(choice, self)
+
+    def of(self, race: frames.Race) -> Loader | None:
+        """The model that ran a race; None for a race from a file, or when it is there no more."""
+        return next((one for one in (self, *self._beside.values()) if one.number == race.load), None)
+
+    def key(self, slot: int) -> str:
+        """Of the model on a device, in the registry (`space_core.contest`)."""
+        return f"{self._id}/{slot}"
 
     @property
     def model(self) -> SpaceModel:
-        """The model; ask only once `done` is set.
+        """The model, on the first device; ask only once `done` is set.
 
         Raises:
             gr.Error: when it could not be loaded, saying why.
@@ -176,28 +223,20 @@ class Loader:
             title = f"{model.k} trained masks, context of {model.context} tokens"
             if self.draft is not None:
                 title += f"; draft model {self.draft.name}"
-            return {"state": "ready", "text": f"{model.name} · {model.device} · {dtype}", "title": title}
+            where = str(model.device) if len(self.slots) == 1 else f"{len(self.slots)} devices"
+            return {"state": "ready", "text": f"{model.name} · {where} · {dtype}", "title": title}
         if self._error:
             return {"state": "failed", "text": self._error}
         return {"state": "loading", "text": f"loading {Path(self.source).name}"}
 
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Load now, and warm up; a failure is told by `status` and `model`."""
         try:
-            # torch and transformers take seconds to import: the page is served meanwhile.
-            import space_core
-            from space_core import peers
-
-            model = space_core.load(self.source, device=self.device, dtype=self.dtype)
-            if self.draft_source:
-                draft = space_core.load(self.draft_source, device=self.device, dtype=self.dtype)
-                self.draft = peers.check_draft(model, draft)
-            space_core.tune_threads(model)
-            settings = Settings(max_new_tokens=8, k=min(model.k, MAX_K))
-            prompt_ids = model.encode("def main():\n")
-            for name in (*MAIN, *self.lanes):
-                for _ in decoder(name, model, prompt_ids, settings, self.draft):
-                    pass
-            self._model = model
+            loaded = [self._load(slot) for slot in range(len(self.slots))]
+            # On ZeroGPU there is no GPU before somebody races.
+            if not HOSTING.zero:
+                self._warm(*loaded[0])
+            self._model, self.draft = loaded[0]
         except SpaceError as error:
             self._error = str(error)
         except Exception as error:  # whatever a foreign model throws, the page must say it
@@ -208,23 +247,49 @@ class Loader:
                 print(self._error, file=sys.stderr)
             self.done.set()
 
+    def _load(self, slot: int) -> tuple[SpaceModel, SpaceModel | None]:
+        # torch and transformers take seconds to import: the page is served meanwhile.
+        from space_core import peers
 
-def decoder(
-    lane: str, model: SpaceModel, prompt_ids: list[int], settings: Settings, draft: SpaceModel | None
-) -> Iterator[Step]:
-    """The decoder of a lane, which has not made a call yet.
+        device = self.slots.devices[slot]
+        model, draft = open_model(self.source, device, self.dtype), None
+        if self.draft_source:
+            draft = peers.check_draft(model, open_model(self.draft_source, device, self.dtype))
+        contest.put(self.key(slot), model, draft)
+        return model, draft
+
+    def _warm(self, model: SpaceModel, draft: SpaceModel | None) -> None:
+        import space_core
+
+        space_core.tune_threads(model)
+        settings = Settings(max_new_tokens=8, k=min(model.k, MAX_K))
+        prompt_ids = model.encode("def main():\n")
+        for name in (*MAIN, *self.lanes):
+            for _ in decoder(name, model, prompt_ids, settings, draft):
+                pass
+
+    def _forget(self) -> None:
+        for slot in range(len(self.slots)):
+            contest.drop(self.key(slot))
+
+
+def open_model(source: str, device: str, dtype: str) -> SpaceModel:
+    """A model by its name, as far as this page may load it (`space_core.hosting`).
 
     Raises:
-        SpaceError: for a further lane that cannot run this request.
+        SpaceError: for one that it may not, or cannot.
     """
     import space_core
-    from space_core import peers
+    from space_core import checkpoint
 
-    if lane == "vanilla":
-        return space_core.vanilla(model, prompt_ids, settings)
-    if lane == "space":
-        return space_core.space(model, prompt_ids, settings)
-    return peers.lane(model, prompt_ids, settings, lane, draft)
+    name, revision = HOSTING.source(source)
+    if revision is None and not HOSTING.hosted:
+        return space_core.load(name, device=device, dtype=dtype)
+    folder = checkpoint.fetch(name, revision)
+    HOSTING.manifest(checkpoint.read_manifest(folder))
+    model = space_core.load(str(folder), device=device, dtype=dtype)
+    model.name = name if revision else model.name
+    return model
 
 
 def _dtype_name(model: SpaceModel) -> str:
@@ -252,7 +317,7 @@ class Request(NamedTuple):
 
     def settings(self) -> Settings:
         """Raises SettingError."""
-        return Settings(**self.numbers())
+        return HOSTING.limits.settings(Settings(**self.numbers()))
 
     def problems(self, model: SpaceModel | None, offered: Sequence[str]) -> dict[str, str]:
         """What is wrong, by field; `offered` are the further lanes that there are."""
@@ -267,7 +332,7 @@ class Request(NamedTuple):
             found[error.field] = str(error)
         for name, value in self.numbers().items():
             try:
-                Settings(**{name: value})
+                HOSTING.limits.settings(Settings(**{name: value}))
             except SettingError as error:
                 found[error.field] = str(error)
         return found
@@ -283,14 +348,10 @@ def read_prompt(prompt: Any, model: SpaceModel | None) -> list[int]:
         raise PromptError("the prompt must be text")
     if not prompt.strip():
         raise PromptError("the prompt is empty: write a few words for the model to continue")
-    if len(prompt) > MAX_PROMPT_CHARACTERS:
-        raise PromptError(
-            f"the prompt has {len(prompt):,} characters, but at most {MAX_PROMPT_CHARACTERS:,} are "
-            "taken: shorten it"
-        )
+    HOSTING.limits.text(prompt)
     if "\0" in prompt or any("\ud800" <= c <= "\udfff" for c in prompt):
         raise PromptError("the prompt holds a character that is no text: remove it")
-    return [] if model is None else model.encode(prompt)
+    return [] if model is None else HOSTING.limits.ids(model.encode(prompt))
 
 
 def read_lanes(names: Any, offered: Sequence[str]) -> tuple[str, ...]:
@@ -307,21 +368,25 @@ def read_lanes(names: Any, offered: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in offered if name in names)
 
 
+FIELDS = len(Request._fields)
+
+
 class Handlers:
     """The page's events. They keep nothing: a visitor's race lives in that visitor's session."""
 
     def __init__(self, loader: Loader, deadline: float) -> None:
         self.loader, self.deadline = loader, deadline
 
-    def status(self) -> tuple[str, gr.Timer]:
-        return json.dumps(self.loader.status()), gr.Timer(active=not self.loader.done.is_set())
+    def status(self, choice: str = "") -> tuple[str, gr.Timer]:
+        loader = self.loader.chosen(choice)
+        return json.dumps(loader.status()), gr.Timer(active=not loader.done.is_set())
 
     def check(self, *fields: Any) -> list[dict[str, Any]]:
         """The validator of a race: a message at each field that is wrong."""
-        request = Request(*fields)
-        loader = self.loader
+        request, loader = Request(*fields[:FIELDS]), self.loader.chosen(*fields[FIELDS:])
         problems = request.problems(loader.model if loader.ready else None, loader.lanes)
-        return [gr.validate(name not in problems, problems.get(name, "")) for name in Request._fields]
+        told = [gr.validate(name not in problems, problems.get(name, "")) for name in Request._fields]
+        return told + [gr.validate(True, "")] * (len(fields) - FIELDS)
 
     def race(
         self,
@@ -333,20 +398,18 @@ class Handlers:
         seed: float,
         plan: str,
         lanes: list[str],
+        choice: str = "",
     ) -> Iterator[tuple[str, frames.Race | None]]:
         """Race SPACE against plain decoding; yields frames (`space_core.views.frames`)."""
         request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, lanes)
-        while not self.loader.done.wait(0.2):
+        loader = self.loader.chosen(choice)
+        while not loader.done.wait(0.2):
             yield frames.encode(frames.empty(frames.State.WAITING)), None
-        model = self.loader.model
+        model = loader.model
         try:
             settings = request.settings()
             prompt_ids = read_prompt(prompt, model)
-            further = read_lanes(lanes, self.loader.lanes)
-            decoders = {
-                name: decoder(name, model, prompt_ids, settings, self.loader.draft)
-                for name in ("vanilla", "space", *further)  # the order of their first calls
-            }
+            further = read_lanes(lanes, loader.lanes)
         except SpaceError as error:
             raise gr.Error(str(error), print_exception=False) from None
         race = frames.Race(
@@ -359,30 +422,29 @@ class Handlers:
             device=str(model.device),
             dtype=_dtype_name(model),
         )
-        race.load = self.loader.loads
+        race.load = loader.number
         yield frames.encode(race.snapshot()), race
-        yield from self._run(race, decoders)
-        yield frames.encode(race.snapshot()), race
+        with loader.slots.taken() as slot:
+            names = ("vanilla", "space", *further)  # the order of their first calls
+            told = run_race(loader.key(slot), prompt_ids, settings.to_json(), names, self.deadline)
+            with closing(told):
+                yield from self._run(race, told)
 
-    def _run(
-        self, race: frames.Race, decoders: dict[str, Iterator[Step]]
-    ) -> Iterator[tuple[str, frames.Race]]:
-        """Deltas, at most so many a second. Closing it closes every decoder."""
-        import space_core
-
-        deadline = time.monotonic() + self.deadline
-        painted = 0.0
-        with closing(space_core.race(decoders)) as steps:
-            for lane, step, _ in steps:
+    def _run(self, race: frames.Race, told: Iterator[contest.Batch]) -> Iterator[tuple[str, frames.Race]]:
+        """A delta for each batch, and the whole race at its end."""
+        problem, end = "", frames.State.DONE
+        for kind, steps, words in told:
+            problem = words or problem
+            for lane, step in steps:
                 race.add(lane, step)
-                now = time.monotonic()
-                if now > deadline:
-                    race.end(frames.State.DEADLINE)
-                    return
-                if now - painted > 1 / FRAMES_PER_SECOND:
-                    yield frames.encode(race.delta()), race
-                    painted = time.monotonic()
-        race.end()
+            if kind == "steps":
+                yield frames.encode(race.delta()), race
+            else:
+                end = frames.State.DEADLINE if kind == "deadline" else frames.State.STOPPED
+        race.end(end)
+        yield frames.encode(race.snapshot()), race
+        if problem:
+            raise gr.Error(problem, print_exception=False)
 
     def stop(self, race: frames.Race | None) -> str:
         """The last frame of a race that was cancelled: the lanes keep what they have."""
@@ -401,22 +463,22 @@ class Handlers:
 
         asked = event._data if isinstance(event._data, dict) else {}
         lane, n = asked.get("lane"), asked.get("call")
-        if race is not None and race.id == asked.get("race") and race.load != self.loader.loads:
-            words = "another model ran this race" if race.load >= 0 else "this race came from a file"
-            words = f"This call cannot be opened: {words}. Press Race, and the calls of your own can be."
-            return frames.encode(inspect.refusal(race.id, str(lane), n if type(n) is int else 0, words))
         if race is None or race.id != asked.get("race") or lane not in MAIN or type(n) is not int:
             return frames.encode(inspect.refusal("", "", 0, "There is no such call in this race."))
-        try:
-            told = inspect.answer(self.loader.model, race.trace(lane), n - 1, race.id)
-        except SpaceError as error:
-            told = inspect.refusal(race.id, lane, n, f"This call cannot be opened: {error}.")
-        return frames.encode(told)
+        loader = self.loader.of(race)
+        if loader is None or not loader.ready:
+            words = (
+                "this race came from a file" if race.foreign else "the model that ran it is loaded no more"
+            )
+            words = f"This call cannot be opened: {words}. Press Race, and the calls of your own can be."
+            return frames.encode(inspect.refusal(race.id, str(lane), n, words))
+        with loader.slots.taken() as slot:
+            return frames.encode(examine(loader.key(slot), race.trace(lane), n, race.id))
 
     def follow(self, request: gr.Request) -> list[Any]:
         """The page's fields and the arena, as the address asks: nothing runs by itself."""
         loader = self.loader
-        linked = link.read(dict(request.query_params), loader.lanes, MAX_PROMPT_CHARACTERS)
+        linked = link.read(dict(request.query_params), loader.lanes, HOSTING.limits.characters)
         values = [linked.fields.get(name, gr.skip()) for name in Request._fields]
         note = linked.note(loader.name)
         if not note:
@@ -428,7 +490,7 @@ class Handlers:
         """Link, files and code for the visitor's race, or before there is one for what the fields ask."""
         from space_core.views import share
 
-        loader, request = self.loader, Request(*fields)
+        request, loader = Request(*fields[:FIELDS]), self.loader.chosen(*fields[FIELDS:])
         if race is not None and race.state is frames.State.RUNNING:
             raise gr.Error("The race is still running: share it when it is over.", print_exception=False)
         try:
@@ -441,7 +503,8 @@ class Handlers:
                 about = race.about
                 settings, lanes = race.settings, tuple(name for name in race.lanes if name not in MAIN)
                 prompt, name = about["prompt"], about["model"]
-                source = name if race.foreign else loader.address
+                ran = self.loader.of(race)
+                source = ran.address if ran is not None else name
                 device, dtype = about["device"], about["dtype"]
         except SpaceError as error:
             raise gr.Error(str(error), print_exception=False) from None
@@ -539,28 +602,39 @@ class Benchmarks:
         chosen = [name for name in self.methods if name in methods]
         return int(count), bench.columns(chosen, [settings.k], settings.plan), settings
 
-    def run(self, count: Any, methods: Any, k: Any, tokens: Any) -> Iterator[tuple[str, Trial | None]]:
+    def run(
+        self, count: Any, methods: Any, k: Any, tokens: Any, choice: str = ""
+    ) -> Iterator[tuple[str, Trial | None]]:
         """Measure here; yields messages (`space_core.views.watching`)."""
         from space_core import prompts
         from space_core.trial import Trial
         from space_core.views import watching
 
-        while not self.loader.done.wait(0.2):
+        if HOSTING.zero:
+            words = "A GPU is lent here for one run at a time: measure on your own machine."
+            yield frames.encode(watching.failed(words)), None
+            return
+        loader = self.loader.chosen(choice)
+        while not loader.done.wait(0.2):
             yield frames.encode(watching.waiting()), None
-        model = self.loader.model
+        if not loader.ready:
+            yield frames.encode(watching.failed(loader.status()["text"])), None
+            return
         try:
             number, lines, settings = self.request(count, methods, k, tokens)
             asked = prompts.read_prompts(BENCH_PROMPTS, number)
             command = (
                 "python -m space_core bench --prompts assets/benchmarks/prompts.jsonl "
                 f"--limit {number} --methods {','.join(dict.fromkeys(str(line.method) for line in lines))} "
-                f"--k {settings.k} --max-new-tokens {settings.max_new_tokens} --model {self.loader.address}"
+                f"--k {settings.k} --max-new-tokens {settings.max_new_tokens} --model {loader.address}"
             )
-            trial = Trial(model, self.loader.draft, asked, lines, settings, self.deadline, command)
-            with closing(trial.run()) as told:
-                for progress in told:
-                    view = watching.running(progress.done, progress.total, progress.line, progress.calls)
-                    yield frames.encode(view), trial
+            with loader.slots.taken() as slot:
+                model, draft = contest.get(loader.key(slot))
+                trial = Trial(model, draft, asked, lines, settings, self.deadline, command)
+                with closing(trial.run()) as told:
+                    for progress in told:
+                        view = watching.running(progress.done, progress.total, progress.line, progress.calls)
+                        yield frames.encode(view), trial
             assert trial.end is not None
             yield frames.encode(watching.over(trial.end.value, trial.result)), trial
         except SpaceError as error:
@@ -592,11 +666,11 @@ class Builds:
     def __init__(self, loader: Loader, training: training.Training | None) -> None:
         self.loader, self.training = loader, training
 
-    def show(self) -> list[Any]:
+    def show(self, choice: str = "") -> list[Any]:
         """How the loaded checkpoint was made: its facts and curves, as far as it brings them."""
         from space_core.views import building, training
 
-        folder = Path(self.loader.source)
+        folder = Path(self.loader.chosen(choice).source)
         found = training.read(folder / "training_log.jsonl")
         try:
             manifest = json.loads((folder / "space.json").read_text(encoding="utf-8"))
@@ -643,24 +717,87 @@ class Builds:
         if self.training is not None:
             self.training.stop()
 
-    def adopt(self) -> tuple[str, gr.Timer, Any, gr.Tabs]:
-        """Race with the checkpoint that was just made."""
+    def adopt(self) -> tuple[str, str, gr.Timer, Any, gr.Tabs]:
+        """Race with the checkpoint that was just made: the choice of whoever asks, and of nobody else."""
         own = self.training
         if own is None or not own.finished:
             raise gr.Error("There is no new checkpoint to race with.", print_exception=False)
-        self.loader.switch(str(own.checkpoint))
+        choice = str(own.checkpoint)
         return (
-            json.dumps(self.loader.status()),
+            choice,
+            json.dumps(self.loader.beside(choice).status()),
             gr.Timer(active=True),
             gr.update(visible=False),
             gr.Tabs(selected="race"),
         )
 
 
+# ---------------------------------------------------------------- on whose GPU, and what fails there
+
+
+def on_gpu(task: Callable[..., Any], duration: Any) -> Callable[..., Any]:
+    """On ZeroGPU the task with a GPU lent for its time (seconds, or from its arguments); else the task."""
+    return task if spaces is None else spaces.GPU(duration=duration)(task)  # type: ignore[no-any-return]
+
+
+def open_call(key: str, trace: Trace, n: int, race_id: str) -> dict[str, Any]:
+    """A message about call n of a finished run, from 1: its rows are computed once more."""
+    from space_core.views import inspect
+
+    try:
+        return inspect.answer(contest.get(key)[0], trace, n - 1, race_id)
+    except SpaceError as error:
+        return {**inspect.refusal(race_id, trace.method, n, f"This call cannot be opened: {error}.")}
+
+
+run_race = on_gpu(contest.run, contest.duration)
+examine = on_gpu(open_call, 15)
+
+
+def spoken(event: Callable[..., Any]) -> Callable[..., Any]:
+    """An event whose every failure is a sentence: an error of ours says it, a defect goes to the log."""
+
+    def sentence(error: Exception) -> gr.Error:
+        if isinstance(error, gr.Error):
+            return error
+        told = isinstance(error, SpaceError)
+        words = str(error) if told else hosting.sorry(hosting.report(error, HOSTING.hosted))
+        return gr.Error(words, print_exception=False)
+
+    if inspect.isgeneratorfunction(event):
+
+        @functools.wraps(event)
+        def streamed(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            try:
+                yield from event(*args, **kwargs)
+            except Exception as error:
+                raise sentence(error) from None
+
+        return streamed
+
+    @functools.wraps(event)
+    def answered(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return event(*args, **kwargs)
+        except Exception as error:
+            raise sentence(error) from None
+
+    return answered
+
+
+def speak(page: gr.Blocks) -> None:
+    """Every event of the page fails in words, whoever added it."""
+    for event in page.fns.values():
+        for name in ("fn", "validator"):
+            function = getattr(event, name, None)
+            if function is not None and not inspect.iscoroutinefunction(function):
+                setattr(event, name, spoken(function))
+
+
 # ---------------------------------------------------------------- the page, top to bottom
 
 
-def header(handlers: Handlers) -> tuple[gr.HTML, gr.Timer]:
+def header(handlers: Handlers, choice: gr.State) -> tuple[gr.HTML, gr.Timer]:
     """The chip, and the timer that asks what it says while a model loads."""
     with gr.Row(elem_id="header", equal_height=True):
         gr.Markdown(
@@ -678,7 +815,7 @@ def header(handlers: Handlers) -> tuple[gr.HTML, gr.Timer]:
         )
         poll = gr.Timer(0.7)
     poll.tick(
-        handlers.status, None, [chip, poll], queue=False, show_progress="hidden", api_visibility="private"
+        handlers.status, choice, [chip, poll], queue=False, show_progress="hidden", api_visibility="private"
     )
     return chip, poll
 
@@ -784,7 +921,7 @@ def figures_region() -> list[gr.Plot]:
         ]
 
 
-def race_tab(page: gr.Blocks, handlers: Handlers) -> None:
+def race_tab(page: gr.Blocks, handlers: Handlers, choice: gr.State) -> None:
     loader = handlers.loader
     with gr.Row(elem_id="request"):
         prompt = prompt_region()
@@ -805,12 +942,11 @@ def race_tab(page: gr.Blocks, handlers: Handlers) -> None:
     racing = gr.on(
         [go.click, prompt.submit],
         handlers.race,
-        inputs,
+        [*inputs, choice],
         [arena, race],
         validator=handlers.check,
         preprocess=False,  # `Settings` judges the raw values, with better words
-        concurrency_limit=1,  # two visitors must never time each other
-        concurrency_id="device",
+        **on_device(loader),
         show_progress="minimal",
         api_name="race",
         api_visibility="private",
@@ -823,13 +959,12 @@ def race_tab(page: gr.Blocks, handlers: Handlers) -> None:
         handlers.inspect,
         race,
         inspector,
-        concurrency_limit=1,
-        concurrency_id="device",  # it waits while somebody races
+        **on_device(loader),  # it waits while somebody races
         show_progress="hidden",
         api_visibility="private",
     )
     page.load(handlers.follow, None, [*inputs, arena], **PLUMBING)
-    give.click(handlers.share, [race, *inputs], share, preprocess=False, **PLUMBING)
+    give.click(handlers.share, [race, *inputs, choice], share, preprocess=False, **PLUMBING)
     opening = share.bring(handlers.open_trace, None, [arena, race, share], **PLUMBING)
     opening.then(handlers.figures, race, figures, **PLUMBING)
 
@@ -850,7 +985,7 @@ def plots(*names: str) -> list[gr.Plot]:
         return [gr.Plot(visible=False, show_label=False, min_width=320, elem_id=name) for name in names]
 
 
-def benchmark_tab(tab: gr.Tab, handlers: Benchmarks) -> None:
+def benchmark_tab(tab: gr.Tab, handlers: Benchmarks, choice: gr.State) -> None:
     choices = handlers.choices()
     gr.Markdown("## Measured before", elem_classes="section")
     chosen = gr.Dropdown(
@@ -903,11 +1038,10 @@ def benchmark_tab(tab: gr.Tab, handlers: Benchmarks) -> None:
     chosen.input(handlers.show, chosen, figures, preprocess=False, **PLUMBING)
     running = go.click(
         handlers.run,
-        [count, methods, k, tokens],
+        [count, methods, k, tokens, choice],
         [panel, trial],
         preprocess=False,
-        concurrency_limit=1,
-        concurrency_id="device",  # nobody races meanwhile
+        **on_device(handlers.loader),  # nobody races there meanwhile
         show_progress="minimal",
         api_name="benchmark",
         api_visibility="private",
@@ -925,7 +1059,9 @@ def build_panel(name: str) -> gr.HTML:
     )
 
 
-def build_tab(tab: gr.Tab, tabs: gr.Tabs, chip: gr.HTML, poll: gr.Timer, handlers: Builds) -> None:
+def build_tab(
+    tab: gr.Tab, tabs: gr.Tabs, chip: gr.HTML, poll: gr.Timer, handlers: Builds, choice: gr.State
+) -> None:
     gr.Markdown(
         "## The model that races\nA base learns Python and writes its own continuations; its masks learn to "
         "guess those.",
@@ -933,7 +1069,7 @@ def build_tab(tab: gr.Tab, tabs: gr.Tabs, chip: gr.HTML, poll: gr.Timer, handler
     )
     made = build_panel("made")
     curves = plots("base-figure", "masks-figure", "tokens-figure")
-    tab.select(handlers.show, None, [made, *curves], **PLUMBING)
+    tab.select(handlers.show, choice, [made, *curves], **PLUMBING)
     if handlers.training is None:
         gr.Markdown(
             "## Build your own\nTraining is switched off here. On a machine of your own: "
@@ -956,14 +1092,18 @@ def build_tab(tab: gr.Tab, tabs: gr.Tabs, chip: gr.HTML, poll: gr.Timer, handler
         handlers.run,
         None,
         [live, adopt],
-        concurrency_limit=1,
-        concurrency_id="device",  # a race beside it would be no race
+        **on_device(handlers.loader),  # a race beside it would be no race
         show_progress="minimal",
         api_name="train",
         api_visibility="private",
     )
     halt.click(handlers.stop, None, None, **PLUMBING)
-    adopt.click(handlers.adopt, None, [chip, poll, adopt, tabs], **PLUMBING)
+    adopt.click(handlers.adopt, None, [choice, chip, poll, adopt, tabs], **PLUMBING)
+
+
+def on_device(loader: Loader) -> dict[str, Any]:
+    """Of events that use a device: as many at once as there are, so that no two time each other."""
+    return {"concurrency_limit": len(loader.slots), "concurrency_id": "device"}
 
 
 def build(loader: Loader, deadline: float = 120.0, training: training.Training | None = None) -> gr.Blocks:
@@ -971,17 +1111,19 @@ def build(loader: Loader, deadline: float = 120.0, training: training.Training |
     handlers = Handlers(loader, deadline)
     page = gr.Blocks(title="SPACE: same text, fewer calls", analytics_enabled=False)
     with page:
-        chip, poll = header(handlers)
+        choice = gr.State("")  # the model that this visitor races with, where it is not the page's own
+        chip, poll = header(handlers, choice)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Race", id="race"):
-                race_tab(page, handlers)
+                race_tab(page, handlers, choice)
             with gr.Tab("Learn", id="learn"):
                 learn_region()
             with gr.Tab("Benchmark", id="benchmark") as tab:
-                benchmark_tab(tab, Benchmarks(loader, deadline))
+                benchmark_tab(tab, Benchmarks(loader, deadline), choice)
             with gr.Tab("Build", id="build") as tab:
-                build_tab(tab, tabs, chip, poll, Builds(loader, training))
-        page.queue(max_size=QUEUE)
+                build_tab(tab, tabs, chip, poll, Builds(loader, training), choice)
+        page.queue(max_size=HOSTING.limits.waiting)
+    speak(page)
     return page
 
 
@@ -1007,6 +1149,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--device", default=env("SPACE_DEVICE", "auto"), help="auto, cpu, cuda or mps")
     parser.add_argument(
+        "--devices",
+        default=env("SPACE_DEVICES"),
+        metavar="D,D",
+        help="several, such as cuda:0,cuda:1: one race on each at a time, visitors spread over them",
+    )
+    parser.add_argument(
         "--dtype",
         default=env("SPACE_DTYPE", "float32"),
         choices=("float64", "float32", "bfloat16", "float16"),
@@ -1020,20 +1168,32 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--host", default=None, help="address to serve on; this machine only by default")
     parser.add_argument("--port", type=int, default=None, help="7860 by default, or the next free one")
     parser.add_argument(
-        "--deadline", type=float, default=env("SPACE_DEADLINE", "120"), help="seconds that a race may take"
+        "--deadline",
+        type=float,
+        default=env("SPACE_DEADLINE", str(HOSTING.limits.seconds)),
+        help="seconds that a race may take",
     )
     parser.add_argument(
         "--allow-training", action="store_true", help="offer training on a hosted page too, where it is off"
     )
     options = parser.parse_args(arguments)
+    if not 0 < options.deadline <= 3600:
+        parser.error("--deadline must lie in 0..3600 seconds")
     try:
         source = options.model or str(default_checkpoint())
+        slots = Slots(devices.parse(options.devices) if options.devices else (options.device,))
+        for name in filter(None, (source, options.draft_model)):
+            HOSTING.source(name)
     except CheckpointError as error:
         parser.error(str(error))
+    if HOSTING.hosted:
+        hosting.keep_words_out_of_the_log()
 
-    loader = Loader(source, options.device, options.dtype, options.draft_model)
+    loader = Loader(source, slots.devices[0], options.dtype, options.draft_model, slots)
     own = training.Training(HERE) if training.allowed(os.environ, options.allow_training) else None
     page = build(loader, options.deadline, own)
+    if HOSTING.zero:
+        loader.load()  # launching packs what is loaded for the processes that get a GPU
     page.launch(
         server_name=options.host,
         server_port=options.port,
@@ -1044,10 +1204,20 @@ def main(arguments: list[str] | None = None) -> None:
         footer_links=[],
         run_history=False,
         ssr_mode=False,
+        share=False,
         max_file_size="1mb",
+        enable_monitoring=False,
+        state_session_capacity=HOSTING.limits.sessions,
+        app_kwargs={"middleware": [Middleware(Guard, HOSTING.hosted, HOSTING.limits.body)]},
     )
-    loader.start()  # behind the served page: importing torch would hold it up
-    page.block_thread()
+    if not HOSTING.zero:
+        loader.start()  # behind the served page: importing torch would hold it up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what follows is done then too
+    try:
+        page.block_thread()
+    finally:
+        if own is not None:
+            own.close()
 
 
 if __name__ == "__main__":

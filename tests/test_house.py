@@ -38,7 +38,11 @@ ROOMS = {
     "overhead": {"bench", "decoders", "metrics", "model", "scores", "settings"},
     "stakes": {"bench", "metrics", "model", "prompts", "scores", "settings"},
     "trial": {"bench", "errors", "model", "prompts", "settings"},
-    "training": set(),
+    "hosting": {"bundled", "errors", "settings"},
+    "guard": {"hosting"},
+    "devices": {"errors"},
+    "contest": {"decoders", "errors", "model", "peers", "race", "settings", "trace"},
+    "training": {"hosting"},
     "calls": {"cache", "checkpoint", "cost", "errors", "layout", "metrics", "model", "scores"},
 }
 

@@ -273,7 +273,7 @@ def test_a_bad_field_gets_its_message_and_the_page_lives_on(app: Page) -> None:
     expect(app.locator("#badge")).to_have_text("outputs identical")
 
 
-GOOD = ["def f():", 5, 16, 0, 1, 0, "auto", ["generate"]]
+GOOD = ["def f():", 5, 16, 0, 1, 0, "auto", ["generate"], None]  # the last is kept by the server
 BAD: list[tuple[int, Any, str]] = [
     (0, "", "empty"),
     (0, None, "must be text"),
