@@ -7,8 +7,6 @@ how it is told are in `space_core`. The page is served at once, the model loads 
 from __future__ import annotations
 
 import argparse
-import functools
-import inspect
 import json
 import os
 import secrets
@@ -754,44 +752,24 @@ run_race = on_gpu(contest.run, contest.duration)
 examine = on_gpu(open_call, 15)
 
 
-def spoken(event: Callable[..., Any]) -> Callable[..., Any]:
-    """An event whose every failure is a sentence: an error of ours says it, a defect goes to the log."""
+class Page(gr.Blocks):
+    """Blocks whose every event fails in words: an error of ours says it, a defect goes to the log."""
 
-    def sentence(error: Exception) -> gr.Error:
-        if isinstance(error, gr.Error):
-            return error
-        told = isinstance(error, SpaceError)
-        words = str(error) if told else hosting.sorry(hosting.report(error, HOSTING.hosted))
-        return gr.Error(words, print_exception=False)
-
-    if inspect.isgeneratorfunction(event):
-
-        @functools.wraps(event)
-        def streamed(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            try:
-                yield from event(*args, **kwargs)
-            except Exception as error:
-                raise sentence(error) from None
-
-        return streamed
-
-    @functools.wraps(event)
-    def answered(*args: Any, **kwargs: Any) -> Any:
+    async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **named: Any) -> dict[str, Any]:
+        if isinstance(block_fn, int):
+            block_fn = self.fns[block_fn]
+        if not isinstance(inputs, list) or len(inputs) < len(block_fn.inputs):
+            words = f"This event takes {len(block_fn.inputs)} values as its data: /config lists them."
+            raise gr.Error(words, print_exception=False)
         try:
-            return event(*args, **kwargs)
+            return await super().process_api(block_fn, inputs, *args, **named)
+        except gr.Error:
+            raise
+        except SpaceError as error:
+            words = str(error)
         except Exception as error:
-            raise sentence(error) from None
-
-    return answered
-
-
-def speak(page: gr.Blocks) -> None:
-    """Every event of the page fails in words, whoever added it."""
-    for event in page.fns.values():
-        for name in ("fn", "validator"):
-            function = getattr(event, name, None)
-            if function is not None and not inspect.iscoroutinefunction(function):
-                setattr(event, name, spoken(function))
+            words = hosting.sorry(hosting.report(error, HOSTING.hosted))
+        raise gr.Error(words, print_exception=False)
 
 
 # ---------------------------------------------------------------- the page, top to bottom
@@ -1109,7 +1087,7 @@ def on_device(loader: Loader) -> dict[str, Any]:
 def build(loader: Loader, deadline: float = 120.0, training: training.Training | None = None) -> gr.Blocks:
     """The page and its events; a race may hold the device for `deadline` seconds."""
     handlers = Handlers(loader, deadline)
-    page = gr.Blocks(title="SPACE: same text, fewer calls", analytics_enabled=False)
+    page = Page(title="SPACE: same text, fewer calls", analytics_enabled=False)
     with page:
         choice = gr.State("")  # the model that this visitor races with, where it is not the page's own
         chip, poll = header(handlers, choice)
@@ -1123,7 +1101,6 @@ def build(loader: Loader, deadline: float = 120.0, training: training.Training |
             with gr.Tab("Build", id="build") as tab:
                 build_tab(tab, tabs, chip, poll, Builds(loader, training), choice)
         page.queue(max_size=HOSTING.limits.waiting)
-    speak(page)
     return page
 
 
@@ -1208,7 +1185,7 @@ def main(arguments: list[str] | None = None) -> None:
         max_file_size="1mb",
         enable_monitoring=False,
         state_session_capacity=HOSTING.limits.sessions,
-        app_kwargs={"middleware": [Middleware(Guard, HOSTING.hosted, HOSTING.limits.body)]},
+        app_kwargs={"middleware": [Middleware(Guard, HOSTING.hosted, HOSTING.limits.body, page.fns)]},
     )
     if not HOSTING.zero:
         loader.start()  # behind the served page: importing torch would hold it up

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 from space_core.hosting import report, sorry
@@ -30,6 +30,7 @@ READ: Final = re.compile(
 JOIN: Final = re.compile(r"/gradio_api/(queue/join|call/.+)/?")
 """Paths that ask for a run."""
 POST: Final = re.compile(rf"{JOIN.pattern}|/gradio_api/((run|api)/.+|cancel|reset|mcp/.*)/?")
+NAMED: Final = re.compile(r"/gradio_api/(run|api|call(/v2)?)/(?P<name>[^/]+)/?")
 FILE_BYTES: Final = 4_000_000
 """Of any request: a trace of a million bytes, as text in JSON."""
 MOST_DRAINED: Final = 64_000_000
@@ -66,10 +67,11 @@ class Guard:
         app: the server behind it.
         hosted: whether strangers open the page.
         body: bytes that a request for a run may have.
+        events: the page's, by their numbers; each has an `api_name`.
     """
 
-    def __init__(self, app: App, hosted: bool, body: int) -> None:
-        self.app, self.hosted, self.body = app, hosted, body
+    def __init__(self, app: App, hosted: bool, body: int, events: Mapping[int, Any]) -> None:
+        self.app, self.hosted, self.body, self.events = app, hosted, body, events
         self._joining = asyncio.Lock()
         self._busy = 0
         policy = POLICY if hosted else f"{POLICY}; {AT_HOME}"
@@ -123,7 +125,7 @@ class Guard:
             join = JOIN.fullmatch(path) is not None
             body = await _read(scope, receive, self.body if join else FILE_BYTES)
             if not path.startswith("/gradio_api/mcp/"):
-                _judge(body)
+                self._find(path, _judge(body))
             again = _replay(body, receive)
             if not join:
                 await self.app(scope, again, send)
@@ -134,6 +136,17 @@ class Guard:
                 await self.app(scope, again, send)
         finally:
             self._busy -= 1
+
+    def _find(self, path: str, index: int | None) -> None:
+        """Raises Refused for an event that there is not."""
+        if index is not None:
+            if index not in self.events:
+                raise Refused(422, f"fn_index {index} is no event of this page: /config lists them.")
+        elif (named := NAMED.fullmatch(path)) is not None:
+            if named["name"] not in {event.api_name for event in self.events.values()}:
+                raise Refused(404, "There is no event of this name: /gradio_api/info lists them.")
+        elif path.startswith("/gradio_api/queue/join"):
+            raise Refused(422, "fn_index must be a whole number, as /config tells it.")
 
 
 class Refused(Exception):
@@ -176,8 +189,8 @@ async def _read(scope: Message, receive: Receive, most: int) -> bytes:
         raise Refused(408, f"The request took more than {PATIENCE:.0f} seconds: send it again.") from None
 
 
-def _judge(body: bytes) -> None:
-    """What every event's body is, so that nothing behind has to fail over it."""
+def _judge(body: bytes) -> int | None:
+    """What every event's body is, so that nothing behind has to fail over it; returns its fn_index."""
     try:
         told = json.loads(body)
     except (ValueError, RecursionError):
@@ -193,6 +206,7 @@ def _judge(body: bytes) -> None:
     index = told.get("fn_index")
     if index is not None and type(index) is not int:
         raise Refused(422, "fn_index must be a whole number, as /config tells it.")
+    return index
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -245,7 +245,7 @@ class SpaceModel:
             try:
                 yield
             finally:
-                del os.environ[GROUPED]
+                os.environ.pop(GROUPED, None)  # another device’s call may have been first
 
     def row_embeddings(self, layout: Layout, real_ids: Sequence[int]) -> Tensor:
         """Input embeddings of the call's rows. [1, rows, hidden]"""
