@@ -70,7 +70,10 @@ BENCH_PROMPTS = BENCHMARKS / "prompts.jsonl"
 MAX_BENCH_PROMPTS = 8
 MAX_BENCH_TOKENS = 256
 
-HOSTING = hosting.Hosting.read(os.environ)
+try:
+    HOSTING = hosting.Hosting.read(os.environ)
+except CheckpointError as wrong:
+    sys.exit(f"app.py: {wrong}")
 PLUMBING: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """Of events that answer at once and are nobody's interface."""
 
@@ -221,7 +224,7 @@ class Loader:
             title = f"{model.k} trained masks, context of {model.context} tokens"
             if self.draft is not None:
                 title += f"; draft model {self.draft.name}"
-            where = str(model.device) if len(self.slots) == 1 else f"{len(self.slots)} devices"
+            where = _device_name(model) if len(self.slots) == 1 else f"{len(self.slots)} devices"
             return {"state": "ready", "text": f"{model.name} · {where} · {dtype}", "title": title}
         if self._error:
             return {"state": "failed", "text": self._error}
@@ -288,6 +291,11 @@ def open_model(source: str, device: str, dtype: str) -> SpaceModel:
     model = space_core.load(str(folder), device=device, dtype=dtype)
     model.name = name if revision else model.name
     return model
+
+
+def _device_name(model: SpaceModel) -> str:
+    # There the model that this process has is on no device: a run's own process brings it to its GPU.
+    return "ZeroGPU" if HOSTING.zero else str(model.device)
 
 
 def _dtype_name(model: SpaceModel) -> str:
@@ -417,7 +425,7 @@ class Handlers:
             prompt=prompt,
             settings=settings,
             model=model.name,
-            device=str(model.device),
+            device=_device_name(model),
             dtype=_dtype_name(model),
         )
         race.load = loader.number
@@ -503,7 +511,7 @@ class Handlers:
                 prompt, name = about["prompt"], about["model"]
                 ran = self.loader.of(race)
                 source = ran.address if ran is not None else name
-                device, dtype = about["device"], about["dtype"]
+                device, dtype = "auto" if HOSTING.zero else about["device"], about["dtype"]
         except SpaceError as error:
             raise gr.Error(str(error), print_exception=False) from None
         return frames.encode(share.message(race, prompt, settings, lanes, name, source, device, dtype))
