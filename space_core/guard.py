@@ -14,6 +14,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
+from space_core.errors import SpaceError
 from space_core.hosting import report, sorry
 
 Message = MutableMapping[str, Any]
@@ -149,7 +150,7 @@ class Guard:
             raise Refused(422, "fn_index must be a whole number, as /config tells it.")
 
 
-class Refused(Exception):
+class Refused(SpaceError):
     """A request that goes no further."""
 
     def __init__(self, status: int, sentence: str) -> None:

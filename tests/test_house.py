@@ -39,7 +39,7 @@ ROOMS = {
     "stakes": {"bench", "metrics", "model", "prompts", "scores", "settings"},
     "trial": {"bench", "errors", "model", "prompts", "settings"},
     "hosting": {"bundled", "errors", "settings"},
-    "guard": {"hosting"},
+    "guard": {"errors", "hosting"},
     "devices": {"errors"},
     "contest": {"decoders", "errors", "model", "peers", "race", "settings", "trace"},
     "training": {"hosting"},
