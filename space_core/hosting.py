@@ -74,7 +74,7 @@ class Limits:
 
 
 LOCAL: Final = Limits(65_536, 2**31, MAX_NEW_TOKENS, MAX_K, 120.0, 16, 1_000, 4_000_000)
-HOSTED: Final = Limits(8_192, 2_048, 512, 8, 60.0, 8, 128, 200_000)
+HOSTED: Final = Limits(8_192, 2_048, 512, 8, 60.0, 8, 32, 200_000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -319,7 +319,7 @@ def break_off(page: Host, times: int) -> None:
                         assert message["success"]
         assert min(waits) < 2 * SLACK, f"a race that nobody hears held the device for {waits} s"
         after.append(page.memory())
-    settled = after[len(after) // 3]
+    settled = after[len(after) // 2]  # by then as many sessions are kept as ever will be
     assert after[-1] < settled * 1.05, after
 
 
