@@ -7,15 +7,17 @@ how it is told are in `space_core`. The page is served at once, the model loads 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 # A small model's call is shorter than a time slice. OpenMP's threads spin for each other by default,
@@ -24,8 +26,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr
 
-from space_core import training
+from space_core import presets, talks, training
 from space_core.bundled import default_checkpoint
+from space_core.conversation import Message, read_messages
 from space_core.errors import (
     CheckpointError,
     PromptError,
@@ -34,13 +37,15 @@ from space_core.errors import (
     SpaceError,
     TraceError,
 )
-from space_core.settings import MAX_K, Plan, Settings
-from space_core.views import benchmarks, frames, link, recording, sharing, walk
+from space_core.settings import MAX_K, MAX_NEW_TOKENS, Plan, Settings
+from space_core.views import benchmarks, events, frames, link, recording, sharing, walk
 from space_core.views.lanes import FURTHER, MAIN
 
 if TYPE_CHECKING:
     from space_core.bench import Column
+    from space_core.memory import Memory
     from space_core.model import SpaceModel
+    from space_core.talks import Talk
     from space_core.trace import Step
     from space_core.trial import Trial
 
@@ -187,7 +192,7 @@ class Loader:
             import space_core
             from space_core import peers
 
-            model = space_core.load(self.source, device=self.device, dtype=self.dtype)
+            model = space_core.load(self.source, device=self.device, **preset_arguments(self))
             if self.draft_source:
                 draft = space_core.load(self.draft_source, device=self.device, dtype=self.dtype)
                 self.draft = peers.check_draft(model, draft)
@@ -209,10 +214,32 @@ class Loader:
             self.done.set()
 
 
+def preset_arguments(loader: Loader) -> dict[str, Any]:
+    """How a model is opened: a published one as its preset says, and in half precision where that is a
+    choice that nobody made."""
+    preset = presets.find(loader.source)
+    if preset is None:
+        return {"dtype": loader.dtype}
+    dtype = loader.dtype
+    if dtype == "float32":  # the page's default, made for small models
+        from space_core.checkpoint import find_device
+
+        dtype = "bfloat16" if find_device(loader.device).type == "cpu" else "float16"
+    return {"dtype": dtype, **preset.arguments}
+
+
 def decoder(
-    lane: str, model: SpaceModel, prompt_ids: list[int], settings: Settings, draft: SpaceModel | None
+    lane: str,
+    model: SpaceModel,
+    prompt_ids: list[int],
+    settings: Settings,
+    draft: SpaceModel | None,
+    memory: Memory | None = None,
 ) -> Iterator[Step]:
     """The decoder of a lane, which has not made a call yet.
+
+    Args:
+        memory: of a conversation; further lanes read their prompt whole, and heed its end of turn.
 
     Raises:
         SpaceError: for a further lane that cannot run this request.
@@ -221,10 +248,10 @@ def decoder(
     from space_core import peers
 
     if lane == "vanilla":
-        return space_core.vanilla(model, prompt_ids, settings)
+        return space_core.vanilla(model, prompt_ids, settings, memory)
     if lane == "space":
-        return space_core.space(model, prompt_ids, settings)
-    return peers.lane(model, prompt_ids, settings, lane, draft)
+        return space_core.space(model, prompt_ids, settings, memory)
+    return peers.lane(model, prompt_ids, settings, lane, draft, memory.eos_ids if memory else ())
 
 
 def _dtype_name(model: SpaceModel) -> str:
@@ -245,13 +272,16 @@ class Request(NamedTuple):
     seed: Any
     plan: Any
     lanes: Any
+    chat: Any = False
 
     def numbers(self) -> dict[str, Any]:
         """The fields that `Settings` judges."""
-        return {name: value for name, value in self._asdict().items() if name not in ("prompt", "lanes")}
+        others = ("prompt", "lanes", "chat")
+        return {name: value for name, value in self._asdict().items() if name not in others}
 
     def settings(self) -> Settings:
         """Raises SettingError."""
+        read_switch("chat", self.chat)
         return Settings(**self.numbers())
 
     def problems(self, model: SpaceModel | None, offered: Sequence[str]) -> dict[str, str]:
@@ -267,6 +297,7 @@ class Request(NamedTuple):
             found[error.field] = str(error)
         for name, value in self.numbers().items():
             try:
+                read_switch("chat", self.chat)
                 Settings(**{name: value})
             except SettingError as error:
                 found[error.field] = str(error)
@@ -307,21 +338,30 @@ def read_lanes(names: Any, offered: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in offered if name in names)
 
 
+def read_switch(name: str, value: Any) -> bool:
+    """Raises SettingError for what is neither true nor false."""
+    if not isinstance(value, bool):
+        raise SettingError(name, f"{name} must be true or false, not {value!r:.40}")
+    return value
+
+
 class Handlers:
     """The page's events. They keep nothing: a visitor's race lives in that visitor's session."""
 
     def __init__(self, loader: Loader, deadline: float) -> None:
         self.loader, self.deadline = loader, deadline
+        self.talks = talks.Talks()
 
     def status(self) -> tuple[str, gr.Timer]:
         return json.dumps(self.loader.status()), gr.Timer(active=not self.loader.done.is_set())
 
     def check(self, *fields: Any) -> list[dict[str, Any]]:
         """The validator of a race: a message at each field that is wrong."""
-        request = Request(*fields)
+        request = Request(*fields[: len(Request._fields)])  # the race before follows them
         loader = self.loader
         problems = request.problems(loader.model if loader.ready else None, loader.lanes)
-        return [gr.validate(name not in problems, problems.get(name, "")) for name in Request._fields]
+        judged = [gr.validate(name not in problems, problems.get(name, "")) for name in Request._fields]
+        return [*judged, gr.validate(True, "")]
 
     def race(
         self,
@@ -333,46 +373,81 @@ class Handlers:
         seed: float,
         plan: str,
         lanes: list[str],
+        chat: bool = False,
+        earlier: frames.Race | None = None,
     ) -> Iterator[tuple[str, frames.Race | None]]:
-        """Race SPACE against plain decoding; yields frames (`space_core.views.frames`)."""
-        request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, lanes)
+        """Race SPACE against plain decoding; yields frames (`space_core.views.frames`).
+
+        Args:
+            chat: send the prompt as what the user says next in a conversation, to a model that can.
+            earlier: the visitor's race before, whose conversation goes on.
+        """
+        request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, lanes, chat)
         while not self.loader.done.wait(0.2):
             yield frames.encode(frames.empty(frames.State.WAITING)), None
         model = self.loader.model
         try:
-            settings = request.settings()
-            prompt_ids = read_prompt(prompt, model)
-            further = read_lanes(lanes, self.loader.lanes)
-            decoders = {
-                name: decoder(name, model, prompt_ids, settings, self.loader.draft)
-                for name in ("vanilla", "space", *further)  # the order of their first calls
-            }
+            settings, talk = request.settings(), None
+            if chat:
+                read_prompt(prompt, None)
+                talk = self.talks.next(model, self.loader.loads, prompt, earlier)
+            race, decoders = self.prepare(request, settings, talk, MAIN)
         except SpaceError as error:
             raise gr.Error(str(error), print_exception=False) from None
+        yield frames.encode(race.snapshot()), race
+        with closing(self.run(race, decoders)) as told:
+            for frame in told:
+                yield frames.encode(frame), race
+        yield frames.encode(race.snapshot()), race
+
+    def prepare(
+        self, request: Request, settings: Settings, talk: Talk | None, main: Sequence[str]
+    ) -> tuple[frames.Race, dict[str, Iterator[Step]]]:
+        """A race and its decoders, of which none has made a call.
+
+        Args:
+            talk: the conversation; its last message is sent, and not the request's prompt.
+            main: the lanes beside the further ones that are asked for.
+
+        Raises:
+            SpaceError: for a request that cannot run.
+        """
+        model = self.loader.model
+        further = read_lanes(request.lanes, self.loader.lanes)
+        memories: dict[str, Memory] = {}
+        if talk is None:
+            sent, prompt_ids = request.prompt, read_prompt(request.prompt, model)
+        else:
+            read_prompt("\n".join(message.content for message in talk.messages), None)  # all of it counts
+            sent, prompt_ids = talks.prompt(model, talk)
+            # A lane that cannot reuse what it read would race those that do unfairly.
+            memories = self.talks.memories(model, talk, (*main, *further), kept=not further)
         race = frames.Race(
-            lanes=(*MAIN, *further),
+            lanes=(*main, *further),
             tokenizer=model.tokenizer,
             prompt_ids=prompt_ids,
-            prompt=prompt,
+            prompt=sent,
             settings=settings,
             model=model.name,
             device=str(model.device),
             dtype=_dtype_name(model),
         )
-        race.load = self.loader.loads
-        yield frames.encode(race.snapshot()), race
-        yield from self._run(race, decoders)
-        yield frames.encode(race.snapshot()), race
+        race.load, race.talk = self.loader.loads, talk
+        decoders = {
+            name: decoder(name, model, prompt_ids, settings, self.loader.draft, memories.get(name))
+            for name in (*reversed(main), *further)  # the order of their first calls
+        }
+        return race, decoders
 
-    def _run(
+    def run(
         self, race: frames.Race, decoders: dict[str, Iterator[Step]]
-    ) -> Iterator[tuple[str, frames.Race]]:
+    ) -> Generator[frames.Frame, None, None]:
         """Deltas, at most so many a second. Closing it closes every decoder."""
         import space_core
 
         deadline = time.monotonic() + self.deadline
         painted = 0.0
-        with closing(space_core.race(decoders)) as steps:
+        with closing(space_core.race(decoders)) as steps, self.talks.tidying():
             for lane, step, _ in steps:
                 race.add(lane, step)
                 now = time.monotonic()
@@ -380,9 +455,30 @@ class Handlers:
                     race.end(frames.State.DEADLINE)
                     return
                 if now - painted > 1 / FRAMES_PER_SECOND:
-                    yield frames.encode(race.delta()), race
+                    yield race.delta()
                     painted = time.monotonic()
         race.end()
+
+    def offer_talk(self) -> dict[str, Any]:
+        """Whether the model that is there can hold a conversation."""
+        from space_core.conversation import can_chat
+
+        return gr.update(visible=self.loader.ready and can_chat(self.loader.model))
+
+    def turn(self, race: frames.Race | None) -> tuple[Any, Any, Any]:
+        """After a race: what its conversation has come to, a field for what comes next, and its end."""
+        talk = None if race is None else race.talk
+        if talk is None or talk.over:
+            return "", gr.skip(), gr.update(visible=False)
+        told = f"Turn {talk.turns} is answered: {talk.tokens:,} tokens were sent"
+        told += f", {talk.known:,} of them still in the cache." if talk.known else "."
+        return told, gr.update(value=""), gr.update(visible=True)
+
+    def end_talk(self, race: frames.Race | None) -> tuple[str, Any]:
+        """The next race begins a conversation; the one on the page stays to be looked at."""
+        if race is not None and race.talk is not None:
+            self.talks.end(race.talk)
+        return "The next race begins a new conversation.", gr.update(visible=False)
 
     def stop(self, race: frames.Race | None) -> str:
         """The last frame of a race that was cancelled: the lanes keep what they have."""
@@ -428,7 +524,8 @@ class Handlers:
         """Link, files and code for the visitor's race, or before there is one for what the fields ask."""
         from space_core.views import share
 
-        loader, request = self.loader, Request(*fields)
+        loader, request, messages = self.loader, Request(*fields), ()
+        can_talk = self.offer_talk()["visible"]
         if race is not None and race.state is frames.State.RUNNING:
             raise gr.Error("The race is still running: share it when it is over.", print_exception=False)
         try:
@@ -436,16 +533,21 @@ class Handlers:
                 settings, lanes = request.settings(), read_lanes(request.lanes, loader.lanes)
                 read_prompt(request.prompt, None)
                 prompt, name, source = request.prompt, loader.name, loader.address
+                if can_talk and request.chat:
+                    messages = (Message("user", prompt),)
                 device, dtype = loader.device, loader.dtype
             else:
                 about = race.about
                 settings, lanes = race.settings, tuple(name for name in race.lanes if name not in MAIN)
+                messages = race.talk.messages if race.talk else ()
                 prompt, name = about["prompt"], about["model"]
                 source = name if race.foreign else loader.address
                 device, dtype = about["device"], about["dtype"]
         except SpaceError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        return frames.encode(share.message(race, prompt, settings, lanes, name, source, device, dtype))
+        chat = bool(messages) if can_talk else None
+        told = share.message(race, prompt, settings, lanes, name, source, device, dtype, messages, chat)
+        return frames.encode(told)
 
     def open_trace(self, event: gr.EventData) -> tuple[Any, Any, Any]:
         """A race from a visitor's file: to the arena, the state, or a sentence at its field."""
@@ -657,6 +759,169 @@ class Builds:
         )
 
 
+class Api:
+    """The named endpoints, for programs; each is documented by its docstring, which `view_api` shows.
+
+    They are the page's own races: the same queue, the same limits, one run at a time on the device.
+    """
+
+    def __init__(self, handlers: Handlers) -> None:
+        self.handlers = handlers
+
+    def _start(self, request: Request, messages: Any, top_k: Any, main: Sequence[str]) -> Any:
+        """Settings, race and decoders of a call.
+
+        Raises:
+            gr.Error: whose title names the kind of error and the field.
+        """
+        handlers = self.handlers
+        try:
+            settings = replace(request.settings(), top_k=top_k)
+            talk = None
+            if messages is not None:
+                if request.prompt not in ("", None):
+                    raise PromptError("give a prompt or messages, not both")
+                talk = talks.Talk(read_messages(messages))
+            return handlers.prepare(request, settings, talk, main)
+        except SpaceError as error:
+            title = events.refusal(error)
+            raise gr.Error(str(error), title=title, print_exception=False) from None
+
+    def _waiting(self) -> Iterator[dict[str, Any]]:
+        while not self.handlers.loader.done.wait(0.2):
+            yield dict(events.waiting())
+
+    def race(
+        self,
+        prompt: str = "",
+        k: int = 5,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        plan: Literal["auto", "grid"] = "auto",
+        lanes: list[str] | None = None,
+        messages: list[dict[str, str]] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Race SPACE against plain decoding of the same model on one fair clock, and stream what happens.
+
+        Args:
+            prompt: Text to continue.
+            k: Guesses per call, 1 to 16.
+            max_new_tokens: Most new tokens of a lane, 1 to 8192.
+            temperature: 0 is greedy; above, tokens are sampled.
+            top_p: Nucleus of sampling, above 0 and at most 1.
+            top_k: Keep so many likeliest tokens when sampling; 0 keeps all.
+            seed: Of the sampling.
+            plan: Rows of a call: auto for those that are worth their time, grid for the paper's.
+            lanes: Further lanes, of those that models names.
+            messages: A conversation in place of the prompt, as role and content; needs a chat model.
+
+        Returns:
+            Events of "space-events/1": waiting, start, calls, end.
+        """
+        yield from self._waiting()
+        request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, lanes or [])
+        race, decoders = self._start(request, messages, top_k, MAIN)
+        fold, tokens = events.Fold(), len(race.trace("space").prompt_ids)
+        for event in fold.take(race.snapshot(), tokens):
+            yield dict(event)
+        with closing(self.handlers.run(race, decoders)) as told:
+            for frame in told:
+                for event in fold.take(frame, tokens):
+                    yield dict(event)
+        for event in fold.take(race.snapshot(), tokens):
+            yield dict(event)
+
+    def generate(
+        self,
+        prompt: str = "",
+        method: Literal["space", "vanilla"] = "space",
+        k: int = 5,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        plan: Literal["auto", "grid"] = "auto",
+        messages: list[dict[str, str]] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Continue a prompt with one method; the last answer is the whole run, text and every call.
+
+        Args:
+            prompt: Text to continue.
+            method: space, or vanilla for plain decoding.
+            k: Guesses per call, 1 to 16.
+            max_new_tokens: Most new tokens, 1 to 8192.
+            temperature: 0 is greedy; above, tokens are sampled.
+            top_p: Nucleus of sampling, above 0 and at most 1.
+            top_k: Keep so many likeliest tokens when sampling; 0 keeps all.
+            seed: Of the sampling.
+            plan: Rows of a call: auto for those that are worth their time, grid for the paper's.
+            messages: A conversation in place of the prompt, as role and content; needs a chat model.
+
+        Returns:
+            A trace of "space-trace/1"; before it, events of type progress whose text is what is new.
+        """
+        yield from self._waiting()
+        if method not in MAIN:
+            words = f"method must be {' or '.join(MAIN)}, not {method!r:.40}"
+            title = events.refusal(SettingError("method", words))
+            raise gr.Error(words, title=title, print_exception=False)
+        request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, [])
+        race, decoders = self._start(request, messages, top_k, (method,))
+        with closing(self.handlers.run(race, decoders)) as told:
+            for frame in told:
+                yield dict(events.progress(frame, method))
+        yield race.trace(method).to_json()
+
+    def models(self) -> dict[str, Any]:
+        """The model that answers here, what it can do, and what may be asked of it.
+
+        Returns:
+            An object of "space-models/1": models, methods, lanes, limits.
+        """
+        loader = self.handlers.loader
+        model: dict[str, Any] = {"name": loader.name, "source": loader.address, **loader.status()}
+        del model["text"]
+        model.pop("title", None)
+        if loader.ready:
+            from space_core.conversation import can_chat
+
+            found = loader.model
+            model |= {
+                "device": str(found.device),
+                "dtype": _dtype_name(found),
+                "k": found.k,
+                "context": found.context,
+                "masks": found.masks.method,
+                "chat": can_chat(found),
+            }
+        return {
+            "format": "space-models/1",
+            "models": [model],
+            "methods": list(MAIN),
+            "lanes": list(loader.lanes),
+            "limits": {
+                "k": MAX_K,
+                "max_new_tokens": MAX_NEW_TOKENS,
+                "prompt_characters": MAX_PROMPT_CHARACTERS,
+                "seconds": self.handlers.deadline,
+                "queue": QUEUE,
+            },
+        }
+
+
+def api_region(handlers: Handlers) -> None:
+    """The endpoints. They share the page's queue: an API call waits while somebody races, and the reverse."""
+    api = Api(handlers)
+    device: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "device"}
+    gr.api(api.race, api_name="race", **device)
+    gr.api(api.generate, api_name="generate", **device)
+    gr.api(api.models, api_name="models", concurrency_limit=None)
+
+
 # ---------------------------------------------------------------- the page, top to bottom
 
 
@@ -702,6 +967,23 @@ def prompt_region() -> gr.Textbox:
             api_visibility="private",
         )
     return prompt
+
+
+class TalkRow(NamedTuple):
+    """The row of a model that can hold a conversation; hidden with any other."""
+
+    row: gr.Row
+    chat: gr.Checkbox
+    told: gr.Markdown
+    end: gr.Button
+
+
+def talk_region() -> TalkRow:
+    with gr.Row(visible=False, elem_id="talk") as row:
+        chat = gr.Checkbox(True, label="As a conversation", min_width=150, scale=0, elem_id="chat")
+        told = gr.Markdown("", elem_id="talk-told")
+        end = gr.Button("New conversation", visible=False, size="sm", scale=0, elem_id="talk-end")
+    return TalkRow(row, chat, told, end)
 
 
 def settings_region(further: Sequence[str]) -> dict[str, gr.components.Component]:
@@ -784,7 +1066,7 @@ def figures_region() -> list[gr.Plot]:
         ]
 
 
-def race_tab(page: gr.Blocks, handlers: Handlers) -> None:
+def race_tab(page: gr.Blocks, handlers: Handlers, poll: gr.Timer) -> None:
     loader = handlers.loader
     with gr.Row(elem_id="request"):
         prompt = prompt_region()
@@ -794,28 +1076,30 @@ def race_tab(page: gr.Blocks, handlers: Handlers) -> None:
                 go = gr.Button("Race", variant="primary", elem_id="race")
                 halt = gr.Button("Stop", elem_id="stop")
                 give = gr.Button("Share", elem_id="share")
+    talk = talk_region()
     arena = arena_region()
     share = share_region()
     inspector = inspector_region()
     figures = figures_region()
     race = gr.State(None, time_to_live=3600)
 
-    fields = {"prompt": prompt, **settings}
+    fields = {"prompt": prompt, **settings, "chat": talk.chat}
     inputs = [fields[name] for name in Request._fields]
     racing = gr.on(
         [go.click, prompt.submit],
         handlers.race,
-        inputs,
+        [*inputs, race],
         [arena, race],
         validator=handlers.check,
         preprocess=False,  # `Settings` judges the raw values, with better words
         concurrency_limit=1,  # two visitors must never time each other
         concurrency_id="device",
         show_progress="minimal",
-        api_name="race",
+        api_name="page_race",
         api_visibility="private",
     )
     racing.then(handlers.figures, race, figures, **PLUMBING)
+    talking(handlers, talk, prompt, race, poll, racing)
     stopping = halt.click(handlers.stop, race, arena, cancels=[racing], **PLUMBING)
     stopping.then(handlers.figures, race, figures, **PLUMBING)
     arena.resend(handlers.resend, race, arena, **PLUMBING)
@@ -832,6 +1116,15 @@ def race_tab(page: gr.Blocks, handlers: Handlers) -> None:
     give.click(handlers.share, [race, *inputs], share, preprocess=False, **PLUMBING)
     opening = share.bring(handlers.open_trace, None, [arena, race, share], **PLUMBING)
     opening.then(handlers.figures, race, figures, **PLUMBING)
+
+
+def talking(
+    handlers: Handlers, talk: TalkRow, prompt: gr.Textbox, race: gr.State, poll: gr.Timer, racing: Any
+) -> None:
+    """Events of a conversation: offered by a model that can, told after each race, ended by its button."""
+    poll.tick(handlers.offer_talk, None, talk.row, **PLUMBING)
+    racing.then(handlers.turn, race, [talk.told, prompt, talk.end], **PLUMBING)
+    talk.end.click(handlers.end_talk, race, [talk.told, talk.end], **PLUMBING)
 
 
 def learn_region() -> gr.HTML:
@@ -974,13 +1267,14 @@ def build(loader: Loader, deadline: float = 120.0, training: training.Training |
         chip, poll = header(handlers)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Race", id="race"):
-                race_tab(page, handlers)
+                race_tab(page, handlers, poll)
             with gr.Tab("Learn", id="learn"):
                 learn_region()
             with gr.Tab("Benchmark", id="benchmark") as tab:
                 benchmark_tab(tab, Benchmarks(loader, deadline))
             with gr.Tab("Build", id="build") as tab:
                 build_tab(tab, tabs, chip, poll, Builds(loader, training))
+        api_region(handlers)
         page.queue(max_size=QUEUE)
     return page
 
@@ -1025,7 +1319,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--allow-training", action="store_true", help="offer training on a hosted page too, where it is off"
     )
+    parser.add_argument(
+        "--mcp", action="store_true", help='offer the API to agents, as an MCP server (needs "gradio[mcp]")'
+    )
     options = parser.parse_args(arguments)
+    if options.mcp and importlib.util.find_spec("mcp") is None:
+        parser.error('--mcp needs an extra that is not installed here: pip install "gradio[mcp]"')
     try:
         source = options.model or str(default_checkpoint())
     except CheckpointError as error:
@@ -1045,6 +1344,7 @@ def main(arguments: list[str] | None = None) -> None:
         run_history=False,
         ssr_mode=False,
         max_file_size="1mb",
+        mcp_server=options.mcp,
     )
     loader.start()  # behind the served page: importing torch would hold it up
     page.block_thread()

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from space_core.errors import PromptError
-from space_core.model import SpaceModel
+
+if TYPE_CHECKING:
+    from space_core.model import SpaceModel
 
 ROLES = ("system", "user", "assistant")
 MAX_MESSAGES = 256

@@ -34,6 +34,8 @@ ROOMS = {
     },
     "memory": {"cache", "model", "trace"},
     "conversation": {"errors", "model"},
+    "talks": {"conversation", "memory", "model"},
+    "presets": set(),
     "prompts": {"conversation", "errors", "model"},
     "scores": {"metrics", "trace"},
     "peers": {"errors", "model", "settings", "trace"},
