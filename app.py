@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -759,6 +759,21 @@ class Builds:
         )
 
 
+class Whole(dict[str, Any]):
+    """An answer that gradio sends as it is.
+
+    Of what a stream yields, gradio sends the difference to the answer before, and takes it wrongly where
+    lists within lists grow shorter. Answers of two types in turn have nothing in common to it.
+    """
+
+
+def whole(told: Iterator[Mapping[str, Any]]) -> Generator[dict[str, Any], None, None]:
+    """Answers that reach a client as they are. Closing it closes what it is given."""
+    with closing(told):  # type: ignore[type-var]
+        for number, answer in enumerate(told):
+            yield Whole(answer) if number % 2 else dict(answer)
+
+
 class Api:
     """The named endpoints, for programs; each is documented by its docstring, which `view_api` shows.
 
@@ -787,9 +802,34 @@ class Api:
             title = events.refusal(error)
             raise gr.Error(str(error), title=title, print_exception=False) from None
 
-    def _waiting(self) -> Iterator[dict[str, Any]]:
+    def _race(self, request: Request, messages: Any, top_k: Any) -> Iterator[Mapping[str, Any]]:
         while not self.handlers.loader.done.wait(0.2):
-            yield dict(events.waiting())
+            yield events.waiting()
+        race, decoders = self._start(request, messages, top_k, MAIN)
+        fold, tokens = events.Fold(), len(race.trace("space").prompt_ids)
+        yield from fold.take(race.snapshot(), tokens)
+        with closing(self.handlers.run(race, decoders)) as told:
+            for frame in told:
+                yield from fold.take(frame, tokens)
+        yield from fold.take(race.snapshot(), tokens)
+
+    def _generate(
+        self, request: Request, messages: Any, top_k: Any, method: Any
+    ) -> Iterator[Mapping[str, Any]]:
+        while not self.handlers.loader.done.wait(0.2):
+            yield events.waiting()
+        if method not in MAIN:
+            words = f"method must be {' or '.join(MAIN)}, not {method!r:.40}"
+            title = events.refusal(SettingError("method", words))
+            raise gr.Error(words, title=title, print_exception=False)
+        race, decoders = self._start(request, messages, top_k, (method,))
+        with closing(self.handlers.run(race, decoders)) as told:
+            for frame in told:
+                yield events.progress(frame, method)
+        rest = race.delta()
+        if rest["calls"]:
+            yield events.progress(rest, method)
+        yield race.trace(method).to_json()
 
     def race(
         self,
@@ -804,7 +844,8 @@ class Api:
         lanes: list[str] | None = None,
         messages: list[dict[str, str]] | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Race SPACE against plain decoding of the same model on one fair clock, and stream what happens.
+        """Race SPACE against plain decoding of the same model on one fair clock, and stream what happens
+        as events of "space-events/1": waiting, start, calls, end.
 
         Args:
             prompt: Text to continue.
@@ -819,20 +860,10 @@ class Api:
             messages: A conversation in place of the prompt, as role and content; needs a chat model.
 
         Returns:
-            Events of "space-events/1": waiting, start, calls, end.
+            Events, whose last one has texts, counters and the verdict.
         """
-        yield from self._waiting()
         request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, lanes or [])
-        race, decoders = self._start(request, messages, top_k, MAIN)
-        fold, tokens = events.Fold(), len(race.trace("space").prompt_ids)
-        for event in fold.take(race.snapshot(), tokens):
-            yield dict(event)
-        with closing(self.handlers.run(race, decoders)) as told:
-            for frame in told:
-                for event in fold.take(frame, tokens):
-                    yield dict(event)
-        for event in fold.take(race.snapshot(), tokens):
-            yield dict(event)
+        yield from whole(self._race(request, messages, top_k))
 
     def generate(
         self,
@@ -847,7 +878,8 @@ class Api:
         plan: Literal["auto", "grid"] = "auto",
         messages: list[dict[str, str]] | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Continue a prompt with one method; the last answer is the whole run, text and every call.
+        """Continue a prompt with one method; the last answer is the whole run, text and every call, as
+        "space-trace/1", and those before it are events of type progress.
 
         Args:
             prompt: Text to continue.
@@ -862,19 +894,10 @@ class Api:
             messages: A conversation in place of the prompt, as role and content; needs a chat model.
 
         Returns:
-            A trace of "space-trace/1"; before it, events of type progress whose text is what is new.
+            A trace of "space-trace/1"; before it, events whose text is what is new.
         """
-        yield from self._waiting()
-        if method not in MAIN:
-            words = f"method must be {' or '.join(MAIN)}, not {method!r:.40}"
-            title = events.refusal(SettingError("method", words))
-            raise gr.Error(words, title=title, print_exception=False)
         request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, [])
-        race, decoders = self._start(request, messages, top_k, (method,))
-        with closing(self.handlers.run(race, decoders)) as told:
-            for frame in told:
-                yield dict(events.progress(frame, method))
-        yield race.trace(method).to_json()
+        yield from whole(self._generate(request, messages, top_k, method))
 
     def models(self) -> dict[str, Any]:
         """The model that answers here, what it can do, and what may be asked of it.

@@ -85,7 +85,7 @@ def progress(frame: frames.Frame, lane: str) -> Event:
     tally = frame["lanes"][lane]
     text = "".join(piece for call in frame["calls"] for piece, _ in call["tokens"])
     event = Event(format=FORMAT, type="progress", tokens=tally["tokens"], calls=tally["calls"])
-    event["text"] = text
+    event["text"] = text + tally["rest"]
     return event
 
 
