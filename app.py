@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 ASSETS = HERE / "assets"
-STYLES = ("page.css", "replay.css", "inspector.css", "share.css", "learn.css", "tabs.css")
+STYLES = ("page.css", "replay.css", "inspector.css", "share.css", "learn.css", "tabs.css", "talk.css")
 ARENA = ("dom.js", "ink.js", "lane.js", "chart.js", "replay.js", "race.js")
 INSPECTOR = ("dom.js", "call.js", "inspector.js")
 LEARN = ("dom.js", "call.js", "lessons.js", "lessons-call.js", "learn.js")
@@ -413,6 +413,7 @@ class Handlers:
             SpaceError: for a request that cannot run.
         """
         model = self.loader.model
+        self.talks.know(model)
         further = read_lanes(request.lanes, self.loader.lanes)
         memories: dict[str, Memory] = {}
         if talk is None:
@@ -447,7 +448,7 @@ class Handlers:
 
         deadline = time.monotonic() + self.deadline
         painted = 0.0
-        with closing(space_core.race(decoders)) as steps, self.talks.tidying():
+        with closing(space_core.race(decoders)) as steps, self.talks.tidying(race.talk):
             for lane, step, _ in steps:
                 race.add(lane, step)
                 now = time.monotonic()
@@ -759,21 +760,6 @@ class Builds:
         )
 
 
-class Whole(dict[str, Any]):
-    """An answer that gradio sends as it is.
-
-    Of what a stream yields, gradio sends the difference to the answer before, and takes it wrongly where
-    lists within lists grow shorter. Answers of two types in turn have nothing in common to it.
-    """
-
-
-def whole(told: Iterator[Mapping[str, Any]]) -> Generator[dict[str, Any], None, None]:
-    """Answers that reach a client as they are. Closing it closes what it is given."""
-    with closing(told):  # type: ignore[type-var]
-        for number, answer in enumerate(told):
-            yield Whole(answer) if number % 2 else dict(answer)
-
-
 class Api:
     """The named endpoints, for programs; each is documented by its docstring, which `view_api` shows.
 
@@ -802,22 +788,20 @@ class Api:
             title = events.refusal(error)
             raise gr.Error(str(error), title=title, print_exception=False) from None
 
-    def _race(self, request: Request, messages: Any, top_k: Any) -> Iterator[Mapping[str, Any]]:
+    def _race(self, request: Request, messages: Any, top_k: Any) -> Iterator[dict[str, Any]]:
         while not self.handlers.loader.done.wait(0.2):
-            yield events.waiting()
+            yield dict(events.waiting())
         race, decoders = self._start(request, messages, top_k, MAIN)
         fold, tokens = events.Fold(), len(race.trace("space").prompt_ids)
-        yield from fold.take(race.snapshot(), tokens)
+        yield from map(dict, fold.take(race.snapshot(), tokens))
         with closing(self.handlers.run(race, decoders)) as told:
             for frame in told:
-                yield from fold.take(frame, tokens)
-        yield from fold.take(race.snapshot(), tokens)
+                yield from map(dict, fold.take(frame, tokens))
+        yield from map(dict, fold.take(race.snapshot(), tokens))
 
-    def _generate(
-        self, request: Request, messages: Any, top_k: Any, method: Any
-    ) -> Iterator[Mapping[str, Any]]:
+    def _generate(self, request: Request, messages: Any, top_k: Any, method: Any) -> Iterator[dict[str, Any]]:
         while not self.handlers.loader.done.wait(0.2):
-            yield events.waiting()
+            yield dict(events.waiting())
         if method not in MAIN:
             words = f"method must be {' or '.join(MAIN)}, not {method!r:.40}"
             title = events.refusal(SettingError("method", words))
@@ -825,10 +809,10 @@ class Api:
         race, decoders = self._start(request, messages, top_k, (method,))
         with closing(self.handlers.run(race, decoders)) as told:
             for frame in told:
-                yield events.progress(frame, method)
+                yield dict(events.progress(frame, method))
         rest = race.delta()
         if rest["calls"]:
-            yield events.progress(rest, method)
+            yield dict(events.progress(rest, method))
         yield race.trace(method).to_json()
 
     def race(
@@ -863,7 +847,7 @@ class Api:
             Events, whose last one has texts, counters and the verdict.
         """
         request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, lanes or [])
-        yield from whole(self._race(request, messages, top_k))
+        yield from self._race(request, messages, top_k)
 
     def generate(
         self,
@@ -897,7 +881,7 @@ class Api:
             A trace of "space-trace/1"; before it, events whose text is what is new.
         """
         request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, [])
-        yield from whole(self._generate(request, messages, top_k, method))
+        yield from self._generate(request, messages, top_k, method)
 
     def models(self) -> dict[str, Any]:
         """The model that answers here, what it can do, and what may be asked of it.
@@ -943,6 +927,40 @@ def api_region(handlers: Handlers) -> None:
     gr.api(api.race, api_name="race", **device)
     gr.api(api.generate, api_name="generate", **device)
     gr.api(api.models, api_name="models", concurrency_limit=None)
+
+
+class Presets:
+    """Events of the published model that the build tab offers, on the owner's own machine."""
+
+    def __init__(self, loader: Loader, preset: presets.Preset) -> None:
+        self.loader, self.preset = loader, preset
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the device that the page's model runs on."""
+        from space_core.checkpoint import find_device
+
+        return presets.machine_memory(str(find_device(self.loader.device)))
+
+    def offer(self) -> tuple[str, Any, Any]:
+        """Its words, its button (off where it does not fit), and the box that allows it all the same."""
+        preset = self.preset
+        words = f"`{preset.source}` has {preset.words()}."
+        fits = preset.fits(self.memory)
+        if not fits:
+            words += f" This machine has {self.memory / presets.GB:.0f} GB: it is off here."
+        return words, gr.update(interactive=fits), gr.update(visible=not fits, value=False)
+
+    def allow(self, anyway: Any) -> dict[str, Any]:
+        return gr.update(interactive=anyway is True or self.preset.fits(self.memory))
+
+    def load(self, anyway: Any) -> tuple[str, gr.Timer, gr.Tabs]:
+        """Put it in the place of the page's model."""
+        if anyway is not True and not self.preset.fits(self.memory):
+            words = f"This machine is too small: {self.preset.source} has {self.preset.words()}."
+            raise gr.Error(words, print_exception=False)
+        self.loader.switch(self.preset.source)
+        return json.dumps(self.loader.status()), gr.Timer(active=True), gr.Tabs(selected="race")
 
 
 # ---------------------------------------------------------------- the page, top to bottom
@@ -1282,6 +1300,17 @@ def build_tab(tab: gr.Tab, tabs: gr.Tabs, chip: gr.HTML, poll: gr.Timer, handler
     adopt.click(handlers.adopt, None, [chip, poll, adopt, tabs], **PLUMBING)
 
 
+def preset_region(tab: gr.Tab, tabs: gr.Tabs, chip: gr.HTML, poll: gr.Timer, handlers: Presets) -> None:
+    gr.Markdown("## The authors’ own model", elem_classes="section")
+    told = gr.Markdown("", elem_classes="section", elem_id="preset-told")
+    with gr.Row(elem_id="preset-buttons"):
+        go = gr.Button("Load and race with it", interactive=False, elem_id="preset-load")
+        anyway = gr.Checkbox(False, label="Load it all the same", visible=False, elem_id="preset-anyway")
+    tab.select(handlers.offer, None, [told, go, anyway], **PLUMBING)
+    anyway.input(handlers.allow, anyway, go, preprocess=False, **PLUMBING)
+    go.click(handlers.load, anyway, [chip, poll, tabs], preprocess=False, **PLUMBING)
+
+
 def build(loader: Loader, deadline: float = 120.0, training: training.Training | None = None) -> gr.Blocks:
     """The page and its events; a race may hold the device for `deadline` seconds."""
     handlers = Handlers(loader, deadline)
@@ -1297,6 +1326,8 @@ def build(loader: Loader, deadline: float = 120.0, training: training.Training |
                 benchmark_tab(tab, Benchmarks(loader, deadline))
             with gr.Tab("Build", id="build") as tab:
                 build_tab(tab, tabs, chip, poll, Builds(loader, training))
+                if training is not None:  # the owner's own machine
+                    preset_region(tab, tabs, chip, poll, Presets(loader, presets.OFFICIAL))
         api_region(handlers)
         page.queue(max_size=QUEUE)
     return page

@@ -76,6 +76,12 @@ class Shelf:
             self._kept[conversation] = {name: old.get(name) or make() for name in names}
             return self._kept[conversation]
 
+    def known(self, conversation: str, lane: str) -> int:
+        """Tokens of the last prompt that a lane did not have to read."""
+        with self._lock:
+            memory = self._kept.get(conversation, {}).get(lane)
+            return memory.kept if memory else 0
+
     def tidy(self) -> None:
         """Forget conversations until the others are small enough; what is forgotten is read again."""
         with self._lock:

@@ -8,6 +8,7 @@ time, never words. Imports nothing heavy before a model is there.
 from __future__ import annotations
 
 import secrets
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,8 +35,8 @@ class Talk:
 
     messages: Conversation
     id: str = field(default_factory=lambda: secrets.token_hex(8))
-    memories: dict[str, Memory] = field(default_factory=dict, repr=False)
     tokens: int = 0
+    known: int = 0
     over: bool = False
 
     @property
@@ -43,16 +44,13 @@ class Talk:
         """What the user has said so far."""
         return sum(message.role == "user" for message in self.messages)
 
-    @property
-    def known(self) -> int:
-        return self.memories["space"].kept if "space" in self.memories else 0
-
 
 class Talks:
     """What goes on from what, on one page. For any number of threads."""
 
     def __init__(self) -> None:
         self._shelf: Shelf | None = None
+        self._model: weakref.ref[SpaceModel] | None = None
 
     @property
     def shelf(self) -> Shelf:
@@ -87,29 +85,30 @@ class Talks:
 
         ends = turn_ends(model)
         if kept:
-            talk.memories = self.shelf.lanes(talk.id, lanes, lambda: Memory(model, ends))
-        else:
-            talk.memories = {lane: Memory(model, ends) for lane in lanes}
-        return talk.memories
+            return self.shelf.lanes(talk.id, lanes, lambda: Memory(model, ends))
+        return {lane: Memory(model, ends) for lane in lanes}
 
     @contextmanager
-    def tidying(self) -> Iterator[None]:
+    def tidying(self, talk: Talk | None) -> Iterator[None]:
         """Around a run: afterwards, however it ends, no more is kept than may be."""
         try:
             yield
         finally:
-            if self._shelf is not None:
-                self._shelf.tidy()
+            if talk is not None:
+                talk.known = self.shelf.known(talk.id, "space")
+                self.shelf.tidy()
 
     def end(self, talk: Talk) -> None:
         """A new conversation is asked for."""
         talk.over = True
         self.shelf.forget(talk.id)
 
-    def clear(self) -> None:
-        """Another model is loaded."""
-        if self._shelf is not None:
+    def know(self, model: SpaceModel) -> None:
+        """Which model races: what was kept for another goes, and that model with it."""
+        before = None if self._model is None else self._model()
+        if self._shelf is not None and before is not model:
             self._shelf.clear()
+        self._model = weakref.ref(model)
 
 
 def prompt(model: SpaceModel, talk: Talk) -> tuple[str, list[int]]:

@@ -86,7 +86,7 @@ def post(url: str, body: Any) -> tuple[int, Any]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=200) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -98,7 +98,7 @@ def ask(served: Served, name: str, **body: Any) -> list[tuple[str, Any]]:
     assert status == 200, answer
     told = []
     url = f"{served.url}/gradio_api/call/{name}/{answer['event_id']}"
-    with urllib.request.urlopen(url, timeout=60) as stream:
+    with urllib.request.urlopen(url, timeout=300) as stream:
         event = ""
         for line in stream.read().decode().splitlines():
             if line.startswith("event: "):
@@ -106,6 +106,14 @@ def ask(served: Served, name: str, **body: Any) -> list[tuple[str, Any]]:
             elif line.startswith("data: "):
                 told.append((event, json.loads(line[6:])))
     return [one for one in told if one[0] != "heartbeat"]
+
+
+def numbered(event: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The calls of an event, if it tells any."""
+    if event["type"] == "calls":
+        for lane, calls in event["calls"].items():
+            for number, call in calls.items():
+                yield lane, number, call
 
 
 def idle(served: Served) -> None:
@@ -125,7 +133,7 @@ def test_the_readmes_python_example_runs_as_it_stands(served, tmp_path):
     assert ADDRESS in program
     path = tmp_path / "example.py"
     path.write_text(program.replace(ADDRESS, served.url), encoding="utf-8")
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=400, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "outputs identical" in lines[-1]
@@ -133,12 +141,12 @@ def test_the_readmes_python_example_runs_as_it_stands(served, tmp_path):
         space_core.space(served.model, served.model.encode("def fib(n):\n"), Settings(max_new_tokens=48))
     )
     assert served.model.decode(output(expected)) in done.stdout
-    assert any("'space'" in line for line in lines) and any("'vanilla'" in line for line in lines)
+    assert {line.split()[0] for line in lines if "[" in line} >= {"space", "vanilla"}
 
 
 def test_the_readmes_curl_example_runs_as_it_stands(served, tmp_path):
     program = example("url=http").replace(ADDRESS, served.url)
-    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, timeout=400, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     *_, last = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("data: [")]
     assert last[0]["type"] == "end" and last[0]["verdict"]["badge"] == "outputs identical"
@@ -152,7 +160,7 @@ def test_the_curl_of_share_is_the_race_that_was_run(served, tmp_path):
         told = code.curl(prompt, settings, ("generate",), messages)
         program = f"url='{served.url}/gradio_api/call'\n{told}"
         done = subprocess.run(
-            ["sh", "-c", program], capture_output=True, text=True, timeout=120, cwd=tmp_path
+            ["sh", "-c", program], capture_output=True, text=True, timeout=400, cwd=tmp_path
         )
         data = [json.loads(line[6:])[0] for line in done.stdout.splitlines() if line.startswith("data: [")]
         about = next(event for event in data if event["type"] == "start")["about"]
@@ -222,8 +230,8 @@ def test_a_race_is_a_stream_of_typed_events_that_add_up(client, served):
     texts: dict[str, str] = {}
     count: dict[str, int] = {}
     for event in told:
-        for call in event["calls"] if event["type"] == "calls" else ():
-            lane = call["lane"]
+        for lane, number, call in numbered(event):
+            assert (call["lane"], str(call["n"])) == (lane, number)
             count[lane] = count.get(lane, 0) + 1
             assert call["n"] == count[lane], "each call once, in order"
             texts[lane] = texts.get(lane, "") + "".join(text for text, _ in call["tokens"])
@@ -271,12 +279,14 @@ def test_what_the_client_puts_together_is_what_curl_gets(client, served):
         whole = [data[0] for kind, data in ask(served, "race", **asked) if kind == "generating"]
         served.pause = 0.0
         ours, theirs = (
-            {(call["lane"], call["n"]): (call["tokens"], call.get("pending")) for event in stream
-             if event["type"] == "calls" for call in event["calls"]}
+            [
+                (lane, number, call["tokens"], call.get("pending"))
+                for event in stream
+                for lane, number, call in numbered(event)
+            ]
             for stream in (told, whole)
-        )  # fmt: skip
-        assert ours == theirs
-        assert sum(len(event["calls"]) for event in told if event["type"] == "calls") == len(ours)
+        )
+        assert sorted(ours) == sorted(theirs)
 
 
 def test_messages_are_sent_by_the_chat_template(client, served):
@@ -330,7 +340,7 @@ def test_what_is_wrong_is_told_by_kind_field_and_sentence(served, name, number):
     ((kind, told),) = ask(served, name, **{"prompt": "what is", "max_new_tokens": 4, **body})
     assert kind == "error"
     assert told["title"] == title and words in told["error"]
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
 
 
 def test_lanes_and_methods_that_there_are_not(served):
@@ -432,7 +442,7 @@ def test_mcp_without_its_extra_is_one_clear_line():
     hidden += "u.find_spec = lambda name, *a: None if name == 'mcp' else find(name, *a)\n"
     program = hidden + "import app; app.main(['--mcp'])"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 2
     assert 'pip install "gradio[mcp]"' in done.stderr and "Traceback" not in done.stderr

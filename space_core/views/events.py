@@ -2,7 +2,7 @@
 
     {"format", "type": "waiting"}                 the model is still loading
     {"format", "type": "start", "race", "lanes": [name], "about": {…}, "prompt_tokens"}
-    {"format", "type": "calls", "calls": [{…}], "lanes": {name: {…}}}
+    {"format", "type": "calls", "calls": {name: {number: {…}}}, "lanes": {name: {…}}}
                                                   the calls since the event before, and all counters
     {"format", "type": "end", "state": "done"|"deadline", "lanes": {name: {…}}, "texts": {name: text},
      "verdict": {…}}
@@ -12,6 +12,10 @@
 sent, a conversation rendered by its chat template. New fields may come, what is here keeps its
 meaning. An error is no event: the call fails with a sentence, and its `title` names the kind and the
 field (`refusal`).
+
+Calls are told by their numbers and not as a list: of a stream gradio sends its own clients what changed
+since the event before, and takes that wrongly where lists within lists grow shorter. A number never
+comes twice.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ class Event(TypedDict):
     race: NotRequired[str]
     about: NotRequired[frames.About]
     prompt_tokens: NotRequired[int]
-    calls: NotRequired[list[frames.Call] | int]
+    calls: NotRequired[dict[str, dict[str, frames.Call]] | int]
     lanes: NotRequired[dict[str, frames.Tally] | list[str]]
     state: NotRequired[str]
     texts: NotRequired[dict[str, str]]
@@ -66,10 +70,12 @@ class Fold:
         # A snapshot holds all calls from the first on, a delta those since the frame before.
         calls = frame["calls"][self._told :] if frame["kind"] == "snapshot" else frame["calls"]
         self._told += len(calls)
+        numbered: dict[str, dict[str, frames.Call]] = {}
         for call in calls:
             self._texts[call["lane"]] += [piece for piece, _ in call["tokens"]]
+            numbered.setdefault(call["lane"], {})[str(call["n"])] = call
         if calls:
-            found.append(Event(format=FORMAT, type="calls", calls=calls, lanes=frame["lanes"]))
+            found.append(Event(format=FORMAT, type="calls", calls=numbered, lanes=frame["lanes"]))
         if frame["state"] != frames.State.RUNNING and frame["kind"] == "snapshot":
             end = Event(format=FORMAT, type="end", state=frame["state"], lanes=frame["lanes"])
             end["texts"] = {
