@@ -295,9 +295,12 @@ class Request(NamedTuple):
             read_lanes(self.lanes, offered)
         except SettingError as error:
             found[error.field] = str(error)
+        try:
+            read_switch("chat", self.chat)
+        except SettingError as error:
+            found[error.field] = str(error)
         for name, value in self.numbers().items():
             try:
-                read_switch("chat", self.chat)
                 Settings(**{name: value})
             except SettingError as error:
                 found[error.field] = str(error)
