@@ -938,29 +938,28 @@ class Presets:
     def __init__(self, loader: Loader, preset: presets.Preset) -> None:
         self.loader, self.preset = loader, preset
 
-    @property
-    def memory(self) -> int:
-        """Bytes of the device that the page's model runs on."""
+    def misfit(self) -> str:
+        """Why this machine should not run it, "" where it may."""
         from space_core.checkpoint import find_device
 
-        return presets.machine_memory(str(find_device(self.loader.device)))
+        device = str(find_device(self.loader.device))
+        return self.preset.misfit(device, presets.machine_memory(device))
 
     def offer(self) -> tuple[str, Any, Any]:
         """Its words, its button (off where it does not fit), and the box that allows it all the same."""
-        preset = self.preset
-        words = f"`{preset.source}` has {preset.words()}."
-        fits = preset.fits(self.memory)
-        if not fits:
-            words += f" This machine has {self.memory / presets.GB:.0f} GB: it is off here."
-        return words, gr.update(interactive=fits), gr.update(visible=not fits, value=False)
+        words, why = f"`{self.preset.source}` has {self.preset.words()}.", self.misfit()
+        if why:
+            words += f" This machine {why}: it is off here."
+        return words, gr.update(interactive=not why), gr.update(visible=bool(why), value=False)
 
     def allow(self, anyway: Any) -> dict[str, Any]:
-        return gr.update(interactive=anyway is True or self.preset.fits(self.memory))
+        return gr.update(interactive=anyway is True or not self.misfit())
 
     def load(self, anyway: Any) -> tuple[str, gr.Timer, gr.Tabs]:
         """Put it in the place of the page's model."""
-        if anyway is not True and not self.preset.fits(self.memory):
-            words = f"This machine is too small: {self.preset.source} has {self.preset.words()}."
+        why = "" if anyway is True else self.misfit()
+        if why:
+            words = f"{self.preset.source} has {self.preset.words()}, and this machine {why}."
             raise gr.Error(words, print_exception=False)
         self.loader.switch(self.preset.source)
         return json.dumps(self.loader.status()), gr.Timer(active=True), gr.Tabs(selected="race")

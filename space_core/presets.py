@@ -45,8 +45,12 @@ class Preset:
             f"{self.memory / GB:.0f} GB of memory in half precision"
         )
 
-    def fits(self, memory: int) -> bool:
-        return memory >= self.memory
+    def misfit(self, device: str, memory: int) -> str:
+        """Why a device of so much memory should not run it, "" where it may."""
+        lacks = [] if memory >= self.memory else [f"has {memory / GB:.0f} GB"]
+        if device == "cpu":
+            lacks.append("has no GPU, so that each call would take seconds")
+        return " and ".join(lacks)
 
 
 OFFICIAL = Preset("AntMan/vicuna-v1.3-7b-space", 32002, 5, "7 billion", int(13.5 * GB), 20 * GB)

@@ -283,7 +283,7 @@ def test_the_shelf_keeps_what_fits_and_forgets_the_oldest(model):
 
 def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "space_core", *arguments]
-    return subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, timeout=400)
 
 
 def test_generate_chat_sends_the_prompt_as_a_message(folder):
@@ -312,6 +312,20 @@ def test_chat_goes_on_turn_by_turn_and_reads_only_what_is_new(folder):
     plain = run("chat", *asked, text="what is one?\n")
     assert plain.returncode == 0 and plain.stdout.strip() == first.text.strip()
     assert "tokens per call" in plain.stderr
+
+
+def test_the_code_of_share_writes_the_conversations_answer(folder):
+    from space_core.views import code
+
+    settings = Settings(k=3, max_new_tokens=9, plan="grid")
+    program = code.python("", settings, str(folder), "cpu", "float64", TALK)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    opened = space_core.load(folder, dtype="float64")
+    steps = space_core.space(opened, conversation.prompt(opened, TALK)[1], settings)
+    assert done.stdout.splitlines() == [f"{s.accepted} {opened.decode(s.emitted)!r}" for s in steps]
 
 
 @pytest.mark.parametrize(

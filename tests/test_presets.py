@@ -109,10 +109,10 @@ def test_a_small_machine_is_told_and_asked_twice(hub, monkeypatch):
     monkeypatch.setattr(presets, "machine_memory", lambda device: 16 * GB)
     words, button, box = handlers.offer()
     assert "7 billion parameters: a download of 13.5 GB, and 20 GB of memory" in words
-    assert "This machine has 16 GB: it is off here." in words
+    assert "This machine has 16 GB and has no GPU, so that each call would take seconds: it is off" in words
     assert button["interactive"] is False and box["visible"] is True and box["value"] is False
     for never in (False, None, "yes", 1):
-        with pytest.raises(app.gr.Error, match="too small"):
+        with pytest.raises(app.gr.Error, match="this machine has 16 GB"):
             handlers.load(never)
         assert handlers.allow(never)["interactive"] is False
     assert hub == [] and loader.source == "nowhere"
@@ -123,11 +123,23 @@ def test_a_small_machine_is_told_and_asked_twice(hub, monkeypatch):
     assert loader.model.dtype is torch.bfloat16, "half precision, where nobody chose"
 
 
-def test_a_large_machine_is_offered_it_at_once(monkeypatch):
-    handlers = app.Presets(app.Loader("nowhere", "cpu", "float32"), OFFICIAL)
-    monkeypatch.setattr(presets, "machine_memory", lambda device: 80 * GB)
+@pytest.mark.parametrize(
+    ("device", "memory", "fits"),
+    [
+        ("cuda:0", 80, True),
+        ("cuda:0", 20, True),
+        ("cuda:0", 16, False),
+        ("cpu", 512, False),
+        ("mps", 24, True),
+    ],
+)
+def test_a_large_machine_is_offered_it_at_once(monkeypatch, device, memory, fits):
+    handlers = app.Presets(app.Loader("nowhere", device, "float32"), OFFICIAL)
+    monkeypatch.setattr(presets, "machine_memory", lambda device: memory * GB)
+    monkeypatch.setattr("space_core.checkpoint.find_device", torch.device)
     words, button, box = handlers.offer()
-    assert "off here" not in words and button["interactive"] is True and box["visible"] is False
+    assert button["interactive"] is fits and box["visible"] is not fits
+    assert ("off here" in words) is not fits
 
 
 def test_the_machines_memory_is_a_number_that_can_be():
