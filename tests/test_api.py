@@ -434,6 +434,23 @@ def test_calls_wait_for_each_other_and_both_are_right(client, served):
     )
 
 
+def test_a_full_queue_is_told_at_once_and_empties(served):
+    idle(served)
+    served.pause = 0.1
+    url = f"{served.url}/gradio_api/call/v2/generate"
+    try:
+        first, _ = post(url, {"prompt": "what is", "max_new_tokens": 40})
+        answers = [post(url, {"prompt": "what is", "max_new_tokens": 1}) for _ in range(24)]
+    finally:
+        served.pause = 0.0
+    told = [status for status, _ in answers]
+    assert first == 200 and set(told) == {200, 503}
+    assert told.count(200) in (15, 16, 17), "as many as may wait"
+    assert all("full" in str(answer) for status, answer in answers if status == 503)
+    idle(served)
+    assert ask(served, "generate", prompt="x", max_new_tokens=2)[-1][0] == "complete"
+
+
 # ---------------------------------------------------------------- agents
 
 
