@@ -404,13 +404,19 @@ class Handlers:
         yield frames.encode(race.snapshot()), race
 
     def prepare(
-        self, request: Request, settings: Settings, talk: Talk | None, main: Sequence[str]
+        self,
+        request: Request,
+        settings: Settings,
+        talk: Talk | None,
+        main: Sequence[str],
+        goes_on: bool = True,
     ) -> tuple[frames.Race, dict[str, Iterator[Step]]]:
         """A race and its decoders, of which none has made a call.
 
         Args:
             talk: the conversation; its last message is sent, and not the request's prompt.
             main: the lanes beside the further ones that are asked for.
+            goes_on: whether the conversation may have a next turn, for which caches are kept.
 
         Raises:
             SpaceError: for a request that cannot run.
@@ -425,7 +431,7 @@ class Handlers:
             read_prompt("\n".join(message.content for message in talk.messages), None)  # all of it counts
             sent, prompt_ids = talks.prompt(model, talk)
             # A lane that cannot reuse what it read would race those that do unfairly.
-            memories = self.talks.memories(model, talk, (*main, *further), kept=not further)
+            memories = self.talks.memories(model, talk, (*main, *further), kept=goes_on and not further)
         race = frames.Race(
             lanes=(*main, *further),
             tokenizer=model.tokenizer,
@@ -786,7 +792,7 @@ class Api:
                 if request.prompt not in ("", None):
                     raise PromptError("give a prompt or messages, not both")
                 talk = talks.Talk(read_messages(messages))
-            return handlers.prepare(request, settings, talk, main)
+            return handlers.prepare(request, settings, talk, main, goes_on=False)
         except SpaceError as error:
             title = events.refusal(error)
             raise gr.Error(str(error), title=title, print_exception=False) from None
@@ -849,7 +855,9 @@ class Api:
         Returns:
             Events, whose last one has texts, counters and the verdict.
         """
-        request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, lanes or [])
+        request = Request(
+            prompt, k, max_new_tokens, temperature, top_p, seed, plan, [] if lanes is None else lanes
+        )
         yield from self._race(request, messages, top_k)
 
     def generate(

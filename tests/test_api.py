@@ -298,6 +298,28 @@ def test_messages_are_sent_by_the_chat_template(client, served):
     assert start["about"]["prompt"] == text
 
 
+def test_only_the_pages_conversations_keep_their_caches(served):
+    """A program sends its whole conversation: nobody comes back for what is kept."""
+    import app
+
+    handlers = app.Handlers(served.loader, 60)
+    api, rows = app.Api(handlers), [{"role": "user", "content": "one?"}]
+    for told in (api.generate(messages=rows, max_new_tokens=3), api.race(messages=rows, max_new_tokens=3)):
+        assert len(list(told)) >= 1
+    assert len(handlers.talks.shelf) == 0
+    asked = ("one?", 5, 3, 0, 1, 0, "auto", [])
+    *_, (_, race) = handlers.race(*asked, True, None)
+    *_, (_, after) = handlers.race(*asked, True, race)
+    assert len(handlers.talks.shelf) == 1
+    assert after.talk.turns == 2 and after.talk.known >= len(race.trace("space").prompt_ids) - 1
+    *_, (_, beside) = handlers.race(*asked[:-1], ["generate"], True, after)
+    assert beside.talk.turns == 3 and beside.verdict()["identical"] is True
+    rows = [
+        beside.trace(lane).steps[0].rows - sum(beside.trace(lane).steps[0].groups) for lane in beside.lanes
+    ]
+    assert rows == [len(beside.trace("space").prompt_ids)] * 3, "beside a lane that cannot, none reuses"
+
+
 # ---------------------------------------------------------------- what is asked wrongly
 
 
@@ -344,7 +366,7 @@ def test_what_is_wrong_is_told_by_kind_field_and_sentence(served, name, number):
 
 
 def test_lanes_and_methods_that_there_are_not(served):
-    for lanes in (["assisted"], ["space"], "generate", [7]):
+    for lanes in (["assisted"], ["space"], "generate", [7], 0, False):
         ((kind, told),) = ask(served, "race", prompt="x", lanes=lanes)
         assert (kind, told["title"]) == ("error", "SettingError: lanes")
     ((kind, told),) = ask(served, "generate", prompt="x", method="magic")
