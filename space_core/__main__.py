@@ -1,4 +1,4 @@
-"""The command line: `python -m space_core generate …` and `python -m space_core bench …`.
+"""The command line: `python -m space_core generate …`, `chat …` and `bench …`.
 
 Exit code 0 on success, 2 on bad input with one clear line on stderr.
 """
