@@ -255,8 +255,8 @@ def test_generate_gives_the_command_lines_trace(client, served, method):
     assert (trace.output_ids, trace.calls, trace.method) == (tuple(output(steps)), len(steps), method)
     assert last["text"] == served.model.decode(trace.output_ids)
     assert last["settings"] | asked == last["settings"]
-    for event in progress[:-1]:
-        assert event["type"] == "progress" or event == last
+    assert "".join(event["text"] for event in progress if event != last) == last["text"]
+    assert {event["type"] for event in progress if event != last} == {"progress"}
     assert (
         client.predict(prompt="what is", method=method, api_name="/generate", **asked)["output_ids"]
         == last["output_ids"]
