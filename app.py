@@ -7,16 +7,17 @@ how it is told are in `space_core`. The page is served at once, the model loads 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 # A small model's call is shorter than a time slice. OpenMP's threads spin for each other by default,
@@ -33,9 +34,10 @@ else:
 import gradio as gr
 from starlette.middleware import Middleware
 
-from space_core import contest, devices, hosting, training
+from space_core import contest, devices, hosting, presets, talks, training
 from space_core.bundled import default_checkpoint
 from space_core.contest import decoder
+from space_core.conversation import Conversation, Message, can_chat, read_messages, turn_ends
 from space_core.devices import Slots
 from space_core.errors import (
     CheckpointError,
@@ -47,18 +49,20 @@ from space_core.errors import (
 )
 from space_core.guard import Guard
 from space_core.settings import MAX_K, Plan, Settings
-from space_core.views import benchmarks, frames, link, recording, sharing, walk
+from space_core.views import benchmarks, events, frames, link, recording, sharing, walk
 from space_core.views.lanes import FURTHER, MAIN
 
 if TYPE_CHECKING:
     from space_core.bench import Column
+    from space_core.memory import Memory
     from space_core.model import SpaceModel
+    from space_core.talks import Talk
     from space_core.trace import Trace
     from space_core.trial import Trial
 
 HERE = Path(__file__).resolve().parent
 ASSETS = HERE / "assets"
-STYLES = ("page.css", "replay.css", "inspector.css", "share.css", "learn.css", "tabs.css")
+STYLES = ("page.css", "replay.css", "inspector.css", "share.css", "learn.css", "tabs.css", "talk.css")
 ARENA = ("dom.js", "ink.js", "lane.js", "chart.js", "replay.js", "race.js")
 INSPECTOR = ("dom.js", "call.js", "inspector.js")
 LEARN = ("dom.js", "call.js", "lessons.js", "lessons-call.js", "learn.js")
@@ -166,8 +170,9 @@ class Loader:
         """Another model, for whoever chooses it; nobody else's changes."""
         with self._lock:
             known = self._beside.get(source)
-            if known is not None:
+            if known is not None and not known.failed:
                 return known
+            self._beside.pop(source, None)
             while len(self._beside) >= self.KEPT:
                 self._beside.pop(next(iter(self._beside)))._forget()
             self._beside_so_far += 1
@@ -203,6 +208,10 @@ class Loader:
     @property
     def ready(self) -> bool:
         return self._model is not None
+
+    @property
+    def failed(self) -> bool:
+        return self.done.is_set() and not self.ready
 
     @property
     def name(self) -> str:
@@ -277,6 +286,9 @@ class Loader:
 def open_model(source: str, device: str, dtype: str) -> SpaceModel:
     """A model by its name, as far as this page may load it (`space_core.hosting`).
 
+    Args:
+        memory: of a conversation; further lanes read their prompt whole, and heed its end of turn.
+
     Raises:
         SpaceError: for one that it may not, or cannot.
     """
@@ -285,12 +297,25 @@ def open_model(source: str, device: str, dtype: str) -> SpaceModel:
 
     name, revision = HOSTING.source(source)
     if revision is None and not HOSTING.hosted:
-        return space_core.load(name, device=device, dtype=dtype)
+        return space_core.load(name, device=device, **preset_arguments(name, device, dtype))
     folder = checkpoint.fetch(name, revision)
     HOSTING.manifest(checkpoint.read_manifest(folder))
-    model = space_core.load(str(folder), device=device, dtype=dtype)
+    model = space_core.load(str(folder), device=device, **preset_arguments(name, device, dtype))
     model.name = name if revision else model.name
     return model
+
+
+def preset_arguments(source: str, device: str, dtype: str) -> dict[str, Any]:
+    """How a model is opened: a published one as its preset says, and in half precision where that is a
+    choice that nobody made."""
+    preset = presets.find(source)
+    if preset is None:
+        return {"dtype": dtype}
+    if dtype == "float32":  # the page's default, made for small models
+        from space_core.checkpoint import find_device
+
+        dtype = "bfloat16" if find_device(device).type == "cpu" else "float16"
+    return {"dtype": dtype, **preset.arguments}
 
 
 def _device_name(model: SpaceModel) -> str:
@@ -316,14 +341,17 @@ class Request(NamedTuple):
     seed: Any
     plan: Any
     lanes: Any
+    chat: Any = False
 
     def numbers(self) -> dict[str, Any]:
         """The fields that `Settings` judges."""
-        return {name: value for name, value in self._asdict().items() if name not in ("prompt", "lanes")}
+        others = ("prompt", "lanes", "chat")
+        return {name: value for name, value in self._asdict().items() if name not in others}
 
-    def settings(self) -> Settings:
-        """Raises SettingError."""
-        return HOSTING.limits.settings(Settings(**self.numbers()))
+    def settings(self, **further: Any) -> Settings:
+        """With what the page has no field for. Raises SettingError."""
+        read_switch("chat", self.chat)
+        return HOSTING.limits.settings(Settings(**self.numbers(), **further))
 
     def problems(self, model: SpaceModel | None, offered: Sequence[str]) -> dict[str, str]:
         """What is wrong, by field; `offered` are the further lanes that there are."""
@@ -334,6 +362,10 @@ class Request(NamedTuple):
             found["prompt"] = str(error)
         try:
             read_lanes(self.lanes, offered)
+        except SettingError as error:
+            found[error.field] = str(error)
+        try:
+            read_switch("chat", self.chat)
         except SettingError as error:
             found[error.field] = str(error)
         for name, value in self.numbers().items():
@@ -374,6 +406,13 @@ def read_lanes(names: Any, offered: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in offered if name in names)
 
 
+def read_switch(name: str, value: Any) -> bool:
+    """Raises SettingError for what is neither true nor false."""
+    if not isinstance(value, bool):
+        raise SettingError(name, f"{name} must be true or false, not {value!r:.40}")
+    return value
+
+
 FIELDS = len(Request._fields)
 
 
@@ -382,6 +421,7 @@ class Handlers:
 
     def __init__(self, loader: Loader, deadline: float) -> None:
         self.loader, self.deadline = loader, deadline
+        self.talks = talks.Talks()
 
     def status(self, choice: str = "") -> tuple[str, gr.Timer]:
         loader = self.loader.chosen(choice)
@@ -389,7 +429,8 @@ class Handlers:
 
     def check(self, *fields: Any) -> list[dict[str, Any]]:
         """The validator of a race: a message at each field that is wrong."""
-        request, loader = Request(*fields[:FIELDS]), self.loader.chosen(*fields[FIELDS:])
+        # What the server keeps, the choice and the race before, follows the fields.
+        request, loader = Request(*fields[:FIELDS]), self.loader.chosen(*fields[FIELDS : FIELDS + 1])
         problems = request.problems(loader.model if loader.ready else None, loader.lanes)
         told = [gr.validate(name not in problems, problems.get(name, "")) for name in Request._fields]
         return told + [gr.validate(True, "")] * (len(fields) - FIELDS)
@@ -404,53 +445,144 @@ class Handlers:
         seed: float,
         plan: str,
         lanes: list[str],
+        chat: bool = False,
         choice: str = "",
+        earlier: frames.Race | None = None,
     ) -> Iterator[tuple[str, frames.Race | None]]:
-        """Race SPACE against plain decoding; yields frames (`space_core.views.frames`)."""
-        request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, lanes)
+        """Race SPACE against plain decoding; yields frames (`space_core.views.frames`).
+
+        Args:
+            chat: send the prompt as what the user says next in a conversation, to a model that can.
+            choice: the visitor's own model.
+            earlier: the visitor's race before, whose conversation goes on.
+        """
+        request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, lanes, chat)
         loader = self.loader.chosen(choice)
         while not loader.done.wait(0.2):
             yield frames.encode(frames.empty(frames.State.WAITING)), None
         model = loader.model
         try:
-            settings = request.settings()
-            prompt_ids = read_prompt(prompt, model)
-            further = read_lanes(lanes, loader.lanes)
+            settings, talk = request.settings(), None
+            if chat:
+                read_prompt(prompt, None)
+                talk = self.talks.next(model, loader.number, prompt, earlier)
+            race = self.prepare(loader, request, settings, talk, MAIN)
         except SpaceError as error:
             raise gr.Error(str(error), print_exception=False) from None
+        yield frames.encode(race.snapshot()), race
+        problem = ""
+        with closing(self.run(loader, race)) as told:
+            try:
+                for frame in told:
+                    yield frames.encode(frame), race
+            except SpaceError as error:
+                problem = str(error)
+        yield frames.encode(race.snapshot()), race
+        if problem:
+            raise gr.Error(problem, print_exception=False)
+
+    def prepare(
+        self,
+        loader: Loader,
+        request: Request,
+        settings: Settings,
+        talk: Talk | None,
+        main: Sequence[str],
+    ) -> frames.Race:
+        """A race that has not begun.
+
+        Args:
+            loader: of the model that races; it is there.
+            talk: the conversation; its last message is sent, and not the request's prompt.
+            main: the lanes beside the further ones that are asked for.
+
+        Raises:
+            SpaceError: for a request that cannot run.
+        """
+        model = loader.model
+        self.talks.know(contest.models())
+        further = read_lanes(request.lanes, loader.lanes)
+        if talk is None:
+            sent, prompt_ids = request.prompt, read_prompt(request.prompt, model)
+        else:
+            read_prompt("\n".join(message.content for message in talk.messages), None)  # all of it counts
+            sent, prompt_ids = talks.prompt(model, talk)
+            HOSTING.limits.ids(prompt_ids)  # the template's own tokens too
         race = frames.Race(
-            lanes=(*MAIN, *further),
+            lanes=(*main, *further),
             tokenizer=model.tokenizer,
             prompt_ids=prompt_ids,
-            prompt=prompt,
+            prompt=sent,
             settings=settings,
             model=model.name,
             device=_device_name(model),
             dtype=_dtype_name(model),
         )
-        race.load = loader.number
-        yield frames.encode(race.snapshot()), race
-        with loader.slots.taken() as slot:
-            names = ("vanilla", "space", *further)  # the order of their first calls
-            told = run_race(loader.key(slot), prompt_ids, settings.to_json(), names, self.deadline)
-            with closing(told):
-                yield from self._run(race, told)
+        race.load, race.talk = loader.number, talk
+        return race
 
-    def _run(self, race: frames.Race, told: Iterator[contest.Batch]) -> Iterator[tuple[str, frames.Race]]:
-        """A delta for each batch, and the whole race at its end."""
-        problem, end = "", frames.State.DONE
-        for kind, steps, words in told:
-            problem = words or problem
-            for lane, step in steps:
-                race.add(lane, step)
-            if kind == "steps":
-                yield frames.encode(race.delta()), race
-            else:
-                end = frames.State.DEADLINE if kind == "deadline" else frames.State.STOPPED
+    def run(
+        self, loader: Loader, race: frames.Race, goes_on: bool = True
+    ) -> Generator[frames.Frame, None, None]:
+        """The deltas of a race that was prepared; it has ended when they have.
+
+        Closing this ends every lane before its next call.
+
+        Args:
+            goes_on: whether its conversation may have a next turn, for which caches are kept.
+
+        Raises:
+            SpaceError: when it is over, for a lane that could not run.
+        """
+        talk, main = race.talk, [name for name in race.lanes if name in MAIN]
+        further = [name for name in race.lanes if name not in MAIN]
+        names = (*reversed(main), *further)  # the order of their first calls
+        wanted = None if talk is None else talk.slot
+        with loader.slots.taken(wanted) as slot, self.talks.tidying(talk):
+            key, ids = loader.key(slot), list(race.trace(names[0]).prompt_ids)
+            ends: tuple[int, ...] = ()
+            memories: dict[str, Memory] = {}
+            if talk is not None:
+                model, talk.slot = contest.get(key)[0], slot
+                ends = tuple(sorted(turn_ends(model)))
+                # A lane that cannot reuse what it read would race those that do unfairly; and what a
+                # process on a lent GPU has read ends with that process.
+                if goes_on and not further and not HOSTING.zero:
+                    memories = self.talks.memories(model, talk, names)
+            told = run_race(key, ids, race.settings.to_json(), names, self.deadline, ends, memories)
+            problem, end = "", frames.State.DONE
+            with closing(told):
+                for kind, steps, words in told:
+                    problem = words or problem
+                    for lane, step in steps:
+                        race.add(lane, step)
+                    if kind != "steps":
+                        end = frames.State.DEADLINE if kind == "deadline" else frames.State.STOPPED
+                    elif steps:
+                        yield race.delta()
         race.end(end)
-        yield frames.encode(race.snapshot()), race
         if problem:
-            raise gr.Error(problem, print_exception=False)
+            raise SpaceError(problem)
+
+    def offer_talk(self, choice: str = "") -> dict[str, Any]:
+        """Whether the visitor's model is there and can hold a conversation."""
+        loader = self.loader.chosen(choice)
+        return gr.update(visible=loader.ready and can_chat(loader.model))
+
+    def turn(self, race: frames.Race | None) -> tuple[Any, Any, Any]:
+        """After a race: what its conversation has come to, a field for what comes next, and its end."""
+        talk = None if race is None else race.talk
+        if talk is None or talk.over:
+            return "", gr.skip(), gr.update(visible=False)
+        told = f"Turn {talk.turns} is answered: {talk.tokens:,} tokens were sent"
+        told += f", {talk.known:,} of them still in the cache." if talk.known else "."
+        return told, gr.update(value=""), gr.update(visible=True)
+
+    def end_talk(self, race: frames.Race | None) -> tuple[str, Any]:
+        """The next race begins a conversation; the one on the page stays to be looked at."""
+        if race is not None and race.talk is not None:
+            self.talks.end(race.talk)
+        return "The next race begins a new conversation.", gr.update(visible=False)
 
     def stop(self, race: frames.Race | None) -> str:
         """The last frame of a race that was cancelled: the lanes keep what they have."""
@@ -497,6 +629,7 @@ class Handlers:
         from space_core.views import share
 
         request, loader = Request(*fields[:FIELDS]), self.loader.chosen(*fields[FIELDS:])
+        messages: Conversation = ()
         if race is not None and race.state is frames.State.RUNNING:
             raise gr.Error("The race is still running: share it when it is over.", print_exception=False)
         try:
@@ -504,17 +637,24 @@ class Handlers:
                 settings, lanes = request.settings(), read_lanes(request.lanes, loader.lanes)
                 read_prompt(request.prompt, None)
                 prompt, name, source = request.prompt, loader.name, loader.address
+                can_talk = loader.ready and can_chat(loader.model)
+                if can_talk and request.chat:
+                    messages = (Message("user", prompt),)
                 device, dtype = loader.device, loader.dtype
             else:
                 about = race.about
                 settings, lanes = race.settings, tuple(name for name in race.lanes if name not in MAIN)
+                messages = race.talk.messages if race.talk else ()
                 prompt, name = about["prompt"], about["model"]
                 ran = self.loader.of(race)
+                can_talk = bool(messages) or (ran is not None and ran.ready and can_chat(ran.model))
                 source = ran.address if ran is not None else name
                 device, dtype = "auto" if HOSTING.zero else about["device"], about["dtype"]
         except SpaceError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        return frames.encode(share.message(race, prompt, settings, lanes, name, source, device, dtype))
+        chat = bool(messages) if can_talk else None
+        told = share.message(race, prompt, settings, lanes, name, source, device, dtype, messages, chat)
+        return frames.encode(told)
 
     def open_trace(self, event: gr.EventData) -> tuple[Any, Any, Any]:
         """A race from a visitor's file: to the arena, the state, or a sentence at its field."""
@@ -738,6 +878,210 @@ class Builds:
         )
 
 
+class Api:
+    """The named endpoints, for programs; each is documented by its docstring, which `view_api` shows.
+
+    They are the page's own races, on the page's own model: the same queue, the same limits, one run at a
+    time on a device.
+    """
+
+    def __init__(self, handlers: Handlers) -> None:
+        self.handlers, self.loader = handlers, handlers.loader
+
+    def _start(self, request: Request, messages: Any, top_k: Any, main: Sequence[str]) -> frames.Race:
+        """The race of a call; raises SpaceError."""
+        settings, talk = request.settings(top_k=top_k), None
+        if messages is not None:
+            if request.prompt not in ("", None):
+                raise PromptError("give a prompt or messages, not both")
+            talk = talks.Talk(read_messages(messages))
+        return self.handlers.prepare(self.loader, request, settings, talk, main)
+
+    def _race(self, request: Request, messages: Any, top_k: Any) -> Iterator[dict[str, Any]]:
+        while not self.loader.done.wait(0.2):
+            yield dict(events.waiting())
+        with titled():
+            race = self._start(request, messages, top_k, MAIN)
+            fold, tokens = events.Fold(), len(race.trace("space").prompt_ids)
+            yield from map(dict, fold.take(race.snapshot(), tokens))
+            with closing(self.handlers.run(self.loader, race, goes_on=False)) as told:
+                for frame in told:
+                    yield from map(dict, fold.take(frame, tokens))
+            yield from map(dict, fold.take(race.snapshot(), tokens))
+
+    def _generate(self, request: Request, messages: Any, top_k: Any, method: Any) -> Iterator[dict[str, Any]]:
+        while not self.loader.done.wait(0.2):
+            yield dict(events.waiting())
+        with titled():
+            if method not in MAIN:
+                raise SettingError("method", f"method must be {' or '.join(MAIN)}, not {method!r:.40}")
+            race = self._start(request, messages, top_k, (method,))
+            with closing(self.handlers.run(self.loader, race, goes_on=False)) as told:
+                for frame in told:
+                    yield dict(events.progress(frame, method))
+            rest = race.delta()
+            if rest["calls"]:
+                yield dict(events.progress(rest, method))
+            yield race.trace(method).to_json()
+
+    def race(
+        self,
+        prompt: str = "",
+        k: int = 5,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        plan: Literal["auto", "grid"] = "auto",
+        lanes: list[str] | None = None,
+        messages: list[dict[str, str]] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Race SPACE against plain decoding of the same model on one fair clock, and stream what happens
+        as events of "space-events/1": waiting, start, calls, end.
+
+        Args:
+            prompt: Text to continue.
+            k: Guesses per call, 1 to 16; a hosted page takes fewer, as models says.
+            max_new_tokens: Most new tokens of a lane, 1 to 8192; a hosted page takes fewer.
+            temperature: 0 is greedy; above, tokens are sampled.
+            top_p: Nucleus of sampling, above 0 and at most 1.
+            top_k: Keep so many likeliest tokens when sampling; 0 keeps all.
+            seed: Of the sampling.
+            plan: Rows of a call: auto for those that are worth their time, grid for the paper's.
+            lanes: Further lanes, of those that models names.
+            messages: A conversation in place of the prompt, as role and content; needs a chat model.
+
+        Returns:
+            Events, whose last one has texts, counters and the verdict.
+        """
+        request = Request(
+            prompt, k, max_new_tokens, temperature, top_p, seed, plan, [] if lanes is None else lanes
+        )
+        yield from self._race(request, messages, top_k)
+
+    def generate(
+        self,
+        prompt: str = "",
+        method: Literal["space", "vanilla"] = "space",
+        k: int = 5,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        plan: Literal["auto", "grid"] = "auto",
+        messages: list[dict[str, str]] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Continue a prompt with one method; the last answer is the whole run, text and every call, as
+        "space-trace/1", and those before it are events of type progress.
+
+        Args:
+            prompt: Text to continue.
+            method: space, or vanilla for plain decoding.
+            k: Guesses per call, 1 to 16; a hosted page takes fewer, as models says.
+            max_new_tokens: Most new tokens, 1 to 8192; a hosted page takes fewer.
+            temperature: 0 is greedy; above, tokens are sampled.
+            top_p: Nucleus of sampling, above 0 and at most 1.
+            top_k: Keep so many likeliest tokens when sampling; 0 keeps all.
+            seed: Of the sampling.
+            plan: Rows of a call: auto for those that are worth their time, grid for the paper's.
+            messages: A conversation in place of the prompt, as role and content; needs a chat model.
+
+        Returns:
+            A trace of "space-trace/1"; before it, events whose text is what is new.
+        """
+        request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, [])
+        yield from self._generate(request, messages, top_k, method)
+
+    def models(self) -> dict[str, Any]:
+        """The model that answers here, what it can do, and what may be asked of it.
+
+        Returns:
+            An object of "space-models/1": models, methods, lanes, limits.
+        """
+        loader, limits = self.loader, HOSTING.limits
+        model: dict[str, Any] = {"name": loader.name, "source": loader.address, **loader.status()}
+        del model["text"]
+        model.pop("title", None)
+        if loader.ready:
+            found = loader.model
+            model |= {
+                "device": _device_name(found),
+                "dtype": _dtype_name(found),
+                "k": found.k,
+                "context": found.context,
+                "masks": found.masks.method,
+                "chat": can_chat(found),
+            }
+        return {
+            "format": "space-models/1",
+            "models": [model],
+            "methods": list(MAIN),
+            "lanes": list(loader.lanes),
+            "limits": {
+                "k": limits.k,
+                "max_new_tokens": limits.new_tokens,
+                "prompt_characters": limits.characters,
+                "prompt_tokens": limits.prompt_tokens if HOSTING.hosted else None,  # else its context
+                "seconds": self.handlers.deadline,
+                "queue": limits.waiting,
+            },
+        }
+
+
+@contextmanager
+def titled() -> Iterator[None]:
+    """An error of ours becomes one whose title names its kind and field."""
+    try:
+        yield
+    except SpaceError as error:
+        raise gr.Error(str(error), title=events.refusal(error), print_exception=False) from None
+
+
+def api_region(handlers: Handlers) -> None:
+    """The endpoints. They share the page's queue: an API call waits while somebody races, and the reverse."""
+    api = Api(handlers)
+    device = on_device(handlers.loader)
+    gr.api(api.race, api_name="race", **device)
+    gr.api(api.generate, api_name="generate", **device)
+    gr.api(api.models, api_name="models", concurrency_limit=None)
+
+
+class Presets:
+    """Events of the published model that the build tab offers, on the owner's own machine."""
+
+    def __init__(self, loader: Loader, preset: presets.Preset) -> None:
+        self.loader, self.preset = loader, preset
+
+    def misfit(self) -> str:
+        """Why this machine should not run it, "" where it may."""
+        from space_core.checkpoint import find_device
+
+        device = str(find_device(self.loader.device))
+        return self.preset.misfit(device, presets.machine_memory(device))
+
+    def offer(self) -> tuple[str, Any, Any]:
+        """Its words, its button (off where it does not fit), and the box that allows it all the same."""
+        words, why = f"`{self.preset.source}` has {self.preset.words()}.", self.misfit()
+        if why:
+            words += f" This machine {why}: it is off here."
+        return words, gr.update(interactive=not why), gr.update(visible=bool(why), value=False)
+
+    def allow(self, anyway: Any) -> dict[str, Any]:
+        return gr.update(interactive=anyway is True or not self.misfit())
+
+    def load(self, anyway: Any) -> tuple[str, str, gr.Timer, gr.Tabs]:
+        """Race with it: the choice of whoever asks. The page's own model stays, whatever becomes of this."""
+        why = "" if anyway is True else self.misfit()
+        if why:
+            words = f"{self.preset.source} has {self.preset.words()}, and this machine {why}."
+            raise gr.Error(words, print_exception=False)
+        choice = self.preset.source
+        chip = json.dumps(self.loader.beside(choice).status())
+        return choice, chip, gr.Timer(active=True), gr.Tabs(selected="race")
+
+
 # ---------------------------------------------------------------- on whose GPU, and what fails there
 
 
@@ -827,6 +1171,23 @@ def prompt_region() -> gr.Textbox:
     return prompt
 
 
+class TalkRow(NamedTuple):
+    """The row of a model that can hold a conversation; hidden with any other."""
+
+    row: gr.Row
+    chat: gr.Checkbox
+    told: gr.Markdown
+    end: gr.Button
+
+
+def talk_region() -> TalkRow:
+    with gr.Row(visible=False, elem_id="talk") as row:
+        chat = gr.Checkbox(True, label="As a conversation", min_width=150, scale=0, elem_id="chat")
+        told = gr.Markdown("", elem_id="talk-told")
+        end = gr.Button("New conversation", visible=False, size="sm", scale=0, elem_id="talk-end")
+    return TalkRow(row, chat, told, end)
+
+
 def settings_region(further: Sequence[str]) -> dict[str, gr.components.Component]:
     """The knobs, by the request's fields; `further` are the lanes that can be added."""
     with gr.Row(elem_classes="knobs"):
@@ -907,7 +1268,7 @@ def figures_region() -> list[gr.Plot]:
         ]
 
 
-def race_tab(page: gr.Blocks, handlers: Handlers, choice: gr.State) -> None:
+def race_tab(page: gr.Blocks, handlers: Handlers, choice: gr.State, poll: gr.Timer) -> None:
     loader = handlers.loader
     with gr.Row(elem_id="request"):
         prompt = prompt_region()
@@ -917,27 +1278,29 @@ def race_tab(page: gr.Blocks, handlers: Handlers, choice: gr.State) -> None:
                 go = gr.Button("Race", variant="primary", elem_id="race")
                 halt = gr.Button("Stop", elem_id="stop")
                 give = gr.Button("Share", elem_id="share")
+    talk = talk_region()
     arena = arena_region()
     share = share_region()
     inspector = inspector_region()
     figures = figures_region()
     race = gr.State(None, time_to_live=3600)
 
-    fields = {"prompt": prompt, **settings}
+    fields = {"prompt": prompt, **settings, "chat": talk.chat}
     inputs = [fields[name] for name in Request._fields]
     racing = gr.on(
         [go.click, prompt.submit],
         handlers.race,
-        [*inputs, choice],
+        [*inputs, choice, race],
         [arena, race],
         validator=handlers.check,
         preprocess=False,  # `Settings` judges the raw values, with better words
         **on_device(loader),
         show_progress="minimal",
-        api_name="race",
+        api_name="page_race",
         api_visibility="private",
     )
     racing.then(handlers.figures, race, figures, **PLUMBING)
+    talking(handlers, talk, prompt, race, choice, poll, racing)
     stopping = halt.click(handlers.stop, race, arena, cancels=[racing], **PLUMBING)
     stopping.then(handlers.figures, race, figures, **PLUMBING)
     arena.resend(handlers.resend, race, arena, **PLUMBING)
@@ -953,6 +1316,21 @@ def race_tab(page: gr.Blocks, handlers: Handlers, choice: gr.State) -> None:
     give.click(handlers.share, [race, *inputs, choice], share, preprocess=False, **PLUMBING)
     opening = share.bring(handlers.open_trace, None, [arena, race, share], **PLUMBING)
     opening.then(handlers.figures, race, figures, **PLUMBING)
+
+
+def talking(
+    handlers: Handlers,
+    talk: TalkRow,
+    prompt: gr.Textbox,
+    race: gr.State,
+    choice: gr.State,
+    poll: gr.Timer,
+    racing: Any,
+) -> None:
+    """Events of a conversation: offered by a model that can, told after each race, ended by its button."""
+    poll.tick(handlers.offer_talk, choice, talk.row, **PLUMBING)
+    racing.then(handlers.turn, race, [talk.told, prompt, talk.end], **PLUMBING)
+    talk.end.click(handlers.end_talk, race, [talk.told, talk.end], **PLUMBING)
 
 
 def learn_region() -> gr.HTML:
@@ -1092,6 +1470,19 @@ def on_device(loader: Loader) -> dict[str, Any]:
     return {"concurrency_limit": len(loader.slots), "concurrency_id": "device"}
 
 
+def preset_region(
+    tab: gr.Tab, tabs: gr.Tabs, chip: gr.HTML, poll: gr.Timer, handlers: Presets, choice: gr.State
+) -> None:
+    gr.Markdown("## The authors’ own model", elem_classes="section")
+    told = gr.Markdown("", elem_classes="section", elem_id="preset-told")
+    with gr.Row(elem_id="preset-buttons"):
+        go = gr.Button("Load and race with it", interactive=False, elem_id="preset-load")
+        anyway = gr.Checkbox(False, label="Load it all the same", visible=False, elem_id="preset-anyway")
+    tab.select(handlers.offer, None, [told, go, anyway], **PLUMBING)
+    anyway.input(handlers.allow, anyway, go, preprocess=False, **PLUMBING)
+    go.click(handlers.load, anyway, [choice, chip, poll, tabs], preprocess=False, **PLUMBING)
+
+
 def build(loader: Loader, deadline: float = 120.0, training: training.Training | None = None) -> gr.Blocks:
     """The page and its events; a race may hold the device for `deadline` seconds."""
     handlers = Handlers(loader, deadline)
@@ -1101,13 +1492,16 @@ def build(loader: Loader, deadline: float = 120.0, training: training.Training |
         chip, poll = header(handlers, choice)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Race", id="race"):
-                race_tab(page, handlers, choice)
+                race_tab(page, handlers, choice, poll)
             with gr.Tab("Learn", id="learn"):
                 learn_region()
             with gr.Tab("Benchmark", id="benchmark") as tab:
                 benchmark_tab(tab, Benchmarks(loader, deadline), choice)
             with gr.Tab("Build", id="build") as tab:
                 build_tab(tab, tabs, chip, poll, Builds(loader, training), choice)
+                if training is not None and not HOSTING.hosted:  # the owner's own machine
+                    preset_region(tab, tabs, chip, poll, Presets(loader, presets.OFFICIAL), choice)
+        api_region(handlers)
         page.queue(max_size=HOSTING.limits.waiting)
     return page
 
@@ -1161,9 +1555,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--allow-training", action="store_true", help="offer training on a hosted page too, where it is off"
     )
+    parser.add_argument(
+        "--mcp", action="store_true", help='offer the API to agents, as an MCP server (needs "gradio[mcp]")'
+    )
     options = parser.parse_args(arguments)
     if not 0 < options.deadline <= 3600:
         parser.error("--deadline must lie in 0..3600 seconds")
+    if options.mcp and importlib.util.find_spec("mcp") is None:
+        parser.error('--mcp needs an extra that is not installed here: pip install "gradio[mcp]"')
     try:
         source = options.model or str(default_checkpoint())
         slots = Slots(devices.parse(options.devices) if options.devices else (options.device,))
@@ -1194,6 +1593,7 @@ def main(arguments: list[str] | None = None) -> None:
         enable_monitoring=False,
         state_session_capacity=HOSTING.limits.sessions,
         app_kwargs={"middleware": [Middleware(Guard, HOSTING.hosted, HOSTING.limits.body, page.fns)]},
+        mcp_server=options.mcp,
     )
     if not HOSTING.zero:
         loader.start()  # behind the served page: importing torch would hold it up

@@ -1,4 +1,4 @@
-"""The command line: `python -m space_core generate …` and `python -m space_core bench …`.
+"""The command line: `python -m space_core generate …`, `chat …` and `bench …`.
 
 Exit code 0 on success, 2 on bad input with one clear line on stderr.
 """
@@ -11,15 +11,20 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from space_core.bundled import default_checkpoint
 from space_core.errors import PromptError, SettingError, SpaceError
 from space_core.settings import Settings
-from space_core.trace import Step, Trace
+from space_core.trace import Trace
+
+if TYPE_CHECKING:
+    from space_core import conversation
+    from space_core.memory import Memory
+    from space_core.model import SpaceModel
 
 MAX_PROMPT_BYTES = 4_000_000
 
@@ -61,38 +66,134 @@ def main(arguments: list[str] | None = None) -> int:
 def generate(options: argparse.Namespace) -> int:
     """Decode one prompt; print the text, or with --json the whole trace."""
     settings = _settings(options, options.k)
-    prompt = read_prompt(options.prompt_file)
+    if options.chat and options.messages is not None:
+        raise PromptError("--chat makes a conversation of a prompt, --messages brings one: give one of them")
+    prompt = read_prompt(options.prompt_file if options.messages is None else options.messages)
+    messages: conversation.Conversation = ()
+    if options.messages is not None or options.chat:
+        from space_core import conversation
+
+        said = [{"role": "user", "content": prompt}]
+        chat = options.messages is None
+        messages = conversation.read_messages(said) if chat else conversation.parse_messages(prompt)
     _quiet()
     import space_core
 
     model = space_core.load(_model(options), options.device, options.dtype, options.mask_token_id)
-    ids = model.encode(prompt)
+    memory = None
+    if messages:
+        from space_core.memory import Memory
+
+        _, ids = conversation.prompt(model, messages)
+        memory = Memory(model, conversation.turn_ends(model))
+    else:
+        ids = model.encode(prompt)
     space_core.tune_threads(model)
-    method = {"vanilla": space_core.vanilla, "space": space_core.space}[options.method]
-    steps: Iterator[Step] = method(model, ids, settings)
-    collected = tuple(steps)
-    output = [token for step in collected for token in step.emitted]
-    trace = Trace(
-        model=model.name,
-        method=options.method,
-        k=settings.k if options.method == "space" else 0,
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
-        prompt_ids=tuple(ids),
-        steps=collected,
-        text=model.decode(output),
-        settings=settings.to_json(),
-    )
+    trace = _decoded(model, ids, settings, options.method, memory)
     if options.json:
         print(json.dumps(trace.to_json()))
     else:
-        print(trace.text)
-        print(
-            f"{options.method}: {len(output)} tokens, {trace.calls} calls, "
-            f"{trace.tokens_per_call:.2f} tokens per call, {trace.seconds:.2f} s ({trace.stop})",
-            file=sys.stderr,
-        )
+        print(conversation.answer(model, trace.output_ids) if messages else trace.text)
+        print(_summary(trace), file=sys.stderr)
     return 0
+
+
+def chat(options: argparse.Namespace) -> int:
+    """Talk: a line of standard input is what the user says, the answer follows as it comes.
+
+    What was said stays in the cache; a turn reads only what is new. With --json one trace a line.
+    """
+    settings = _settings(options, options.k)
+    _quiet()
+    import space_core
+    from space_core import conversation
+    from space_core.memory import Memory
+
+    model = space_core.load(_model(options), options.device, options.dtype, options.mask_token_id)
+    begin: list[conversation.Message] = []
+    if options.system:
+        begin = [conversation.Message("system", options.system)]
+    conversation.prompt(model, [*begin, conversation.Message("user", "well?")])  # fails before anybody types
+    space_core.tune_threads(model)
+    memory, said = Memory(model, conversation.turn_ends(model)), [*begin]
+    asked = sys.stdin is not None and sys.stdin.isatty()
+    if asked:
+        print(f"{model.name}. An empty line is passed over, /new begins anew, Ctrl-D ends.", file=sys.stderr)
+    while (line := _line(asked)) is not None:
+        if not line.strip():
+            continue
+        if line.strip() == "/new":
+            said = [*begin]
+            continue
+        turn = [*said, *conversation.read_messages([{"role": "user", "content": line}])]
+        try:
+            _, ids = conversation.prompt(model, turn)
+        except PromptError as error:
+            if not asked:
+                raise
+            print(f"{error}. /new begins a new conversation.", file=sys.stderr)
+            continue
+        trace = _decoded(model, ids, settings, options.method, memory, told=not options.json)
+        if options.json:
+            print(json.dumps(trace.to_json()), flush=True)
+        else:
+            kept = f"; {memory.kept} of {len(ids)} prompt tokens were in the cache" if memory.kept else ""
+            print(f"\n{_summary(trace)}{kept}", file=sys.stderr)
+        said = [*turn, conversation.Message("assistant", conversation.answer(model, trace.output_ids))]
+    return 0
+
+
+def _line(asked: bool) -> str | None:
+    """What the user says next; None at the end."""
+    if asked:
+        print("> ", end="", file=sys.stderr, flush=True)
+    try:
+        line = sys.stdin.readline() if sys.stdin is not None else ""
+    except UnicodeDecodeError:
+        raise PromptError("the prompt is not UTF-8 text") from None
+    return line.rstrip("\n") if line else None
+
+
+def _decoded(
+    model: SpaceModel,
+    ids: Sequence[int],
+    settings: Settings,
+    method: str,
+    memory: Memory | None,
+    told: bool = False,
+) -> Trace:
+    """One run. `told`: print the text as it comes, without what ends a turn."""
+    import space_core
+    from space_core.detokenize import Detokenizer
+
+    decode = {"vanilla": space_core.vanilla, "space": space_core.space}[method]
+    ends = model.eos_ids | (memory.eos_ids if memory else frozenset())
+    shown = Detokenizer(model.tokenizer, ids) if told else None
+    collected = []
+    for step in decode(model, ids, settings, memory):
+        collected.append(step)
+        if shown:
+            print("".join(shown.feed([i for i in step.emitted if i not in ends])), end="", flush=True)
+    if shown:
+        print(shown.flush(), flush=True)
+    return Trace(
+        model=model.name,
+        method=method,
+        k=settings.k if method == "space" else 0,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        prompt_ids=tuple(ids),
+        steps=tuple(collected),
+        text=model.decode([token for step in collected for token in step.emitted]),
+        settings=settings.to_json(),
+    )
+
+
+def _summary(trace: Trace) -> str:
+    return (
+        f"{trace.method}: {len(trace.output_ids)} tokens, {trace.calls} calls, "
+        f"{trace.tokens_per_call:.2f} tokens per call, {trace.seconds:.2f} s ({trace.stop})"
+    )
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -318,15 +419,29 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     command = commands.add_parser("generate", help="decode one prompt")
     command.set_defaults(run=generate)
-    command.add_argument("--prompt-file", required=True, metavar="F", help='text file, "-" for stdin')
+    prompts = command.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt-file", metavar="F", help='text file, "-" for stdin')
+    prompts.add_argument(
+        "--messages", metavar="F", help='JSON of a conversation, [{"role", "content"}, …], "-" for stdin'
+    )
+    command.add_argument("--chat", action="store_true", help="send the prompt by the model's chat template")
+    command.add_argument("--json", action="store_true", help="print the trace as one JSON object")
+    _add_decoding(command)
+    command = commands.add_parser("chat", help="talk with an instruct model, a line a turn")
+    command.set_defaults(run=chat)
+    command.add_argument("--system", metavar="TEXT", help="what the model is told first")
+    command.add_argument("--json", action="store_true", help="print each answer's trace as a line of JSON")
+    _add_decoding(command)
+    _add_bench(commands.add_parser("bench", help="measure methods on prompts, or calls by their rows"))
+    return parser
+
+
+def _add_decoding(command: argparse.ArgumentParser) -> None:
     command.add_argument("--method", choices=("vanilla", "space"), default="space")
     command.add_argument("--plan", choices=("auto", "grid"), default="auto", help="rows of a call")
-    command.add_argument("--json", action="store_true", help="print the trace as one JSON object")
     command.add_argument("--k", type=int, default=Settings().k, help="drafts per call")
     _add_model(command)
     _add_settings(command)
-    _add_bench(commands.add_parser("bench", help="measure methods on prompts, or calls by their rows"))
-    return parser
 
 
 def _add_bench(command: argparse.ArgumentParser) -> None:

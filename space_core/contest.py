@@ -8,8 +8,9 @@ their key in the registry, and Steps come in batches.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from space_core.errors import SpaceError
@@ -18,6 +19,7 @@ from space_core.settings import Settings
 from space_core.trace import Step
 
 if TYPE_CHECKING:
+    from space_core.memory import Memory
     from space_core.model import SpaceModel
 
 BATCHES_PER_SECOND: Final = 25
@@ -44,10 +46,23 @@ def get(key: str) -> tuple[SpaceModel, SpaceModel | None]:
     return _LOADED[key]
 
 
+def models() -> list[SpaceModel]:
+    """All that are there."""
+    return [model for model, _ in list(_LOADED.values())]
+
+
 def decoder(
-    lane: str, model: SpaceModel, prompt_ids: list[int], settings: Settings, draft: SpaceModel | None
+    lane: str,
+    model: SpaceModel,
+    prompt_ids: list[int],
+    settings: Settings,
+    draft: SpaceModel | None,
+    memory: Memory | None = None,
 ) -> Iterator[Step]:
     """The decoder of a lane, which has not made a call yet.
+
+    Args:
+        memory: of a conversation; further lanes read their prompt whole, and heed its end of turn.
 
     Raises:
         SpaceError: for a further lane that cannot run this request.
@@ -55,14 +70,20 @@ def decoder(
     from space_core import decoders, peers
 
     if lane == "vanilla":
-        return decoders.vanilla(model, prompt_ids, settings)
+        return decoders.vanilla(model, prompt_ids, settings, memory)
     if lane == "space":
-        return decoders.space(model, prompt_ids, settings)
-    return peers.lane(model, prompt_ids, settings, lane, draft)
+        return decoders.space(model, prompt_ids, settings, memory)
+    return peers.lane(model, prompt_ids, settings, lane, draft, memory.eos_ids if memory else ())
 
 
 def run(
-    key: str, prompt_ids: list[int], settings: dict[str, Any], lanes: Sequence[str], deadline: float
+    key: str,
+    prompt_ids: list[int],
+    settings: dict[str, Any],
+    lanes: Sequence[str],
+    deadline: float,
+    eos_ids: Sequence[int] = (),
+    memories: Mapping[str, Memory] = MappingProxyType({}),
 ) -> Generator[Batch, None, None]:
     """Race the lanes on one device.
 
@@ -72,6 +93,9 @@ def run(
         settings: of `Settings`, sound.
         lanes: in the order of their first calls.
         deadline: seconds, checked after each call.
+        eos_ids: that end a conversation's turn beside those that end a text.
+        memories: of its lanes, for the model of this key. They cannot cross to another process: there
+            every turn reads its whole prompt.
 
     Yields:
         A batch as soon as there is a step and the last one is 1/25 s old. An error ends the race.
@@ -82,7 +106,8 @@ def run(
     try:
         model, draft = get(key)
         request = Settings(**settings)
-        decoders = {lane: decoder(lane, model, prompt_ids, request, draft) for lane in lanes}
+        found = {lane: memories.get(lane) or _memory(model, eos_ids) for lane in lanes}
+        decoders = {lane: decoder(lane, model, prompt_ids, request, draft, found[lane]) for lane in lanes}
         with closing(race(decoders)) as steps:
             sent = 0.0
             for lane, step, _ in steps:
@@ -100,8 +125,20 @@ def run(
     yield "steps", batch, ""
 
 
+def _memory(model: SpaceModel, eos_ids: Sequence[int]) -> Memory | None:
+    """For one run: nothing is known, and nothing kept behind it."""
+    from space_core.memory import Memory
+
+    return Memory(model, eos_ids) if eos_ids else None
+
+
 def duration(
-    key: str, prompt_ids: list[int], settings: dict[str, Any], lanes: Sequence[str], deadline: float
+    key: str,
+    prompt_ids: list[int],
+    settings: dict[str, Any],
+    lanes: Sequence[str],
+    deadline: float,
+    *_: object,
 ) -> int:
     """Seconds of a GPU that `run` with these arguments asks ZeroGPU for.
 

@@ -46,14 +46,16 @@ class Slots:
         return len(self._free)
 
     @contextmanager
-    def taken(self) -> Iterator[int]:
+    def taken(self, wanted: int | None = None) -> Iterator[int]:
         """The number of a device that is this caller's within the `with`; waits until one is free.
 
-        The one that has been idle longest comes first, so that all of them work.
+        The one that has been idle longest comes first, so that all of them work; the `wanted` one (of a
+        conversation, whose cache lies there) before all, if it is free.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._free)
-            number = self._free.pop(0)
+            number = wanted if wanted is not None and wanted in self._free else self._free[0]
+            self._free.remove(number)
         try:
             yield number
         finally:

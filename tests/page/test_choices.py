@@ -40,7 +40,7 @@ def last(told: Iterator[tuple[str, Any]]) -> tuple[dict[str, Any], Any]:
 def test_racing_with_a_made_model_changes_nobody_elses(tiny_model: Path, one_thread: None) -> None:
     loader = loaded(tiny_model)
     handlers = Handlers(loader, 60)
-    asked = fields(tokens=8)[:-1]
+    asked = fields(tokens=8)[:-2]
     before, mine = last(handlers.race(*asked))
     made = SimpleNamespace(finished=True, checkpoint=default_checkpoint())
     choice, chip, *_ = Builds(loader, made).adopt()  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ def two(tiny_model: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> 
 def test_races_on_two_devices_run_beside_each_other_and_are_those_of_one(two: Loader) -> None:
     handlers = Handlers(two, 60)
     prompts = [f"def job_{n}(): return" for n in range(6)]
-    solo = [last(handlers.race(*fields(prompt, tokens=24)[:-1]))[0] for prompt in prompts]
+    solo = [last(handlers.race(*fields(prompt, tokens=24)[:-2]))[0] for prompt in prompts]
     models = {id(contest.get(two.key(slot))[0]) for slot in (0, 1)}
     assert len(models) == 2, "each device has weights of its own"
 
@@ -112,7 +112,7 @@ def test_races_on_two_devices_run_beside_each_other_and_are_those_of_one(two: Lo
                 beside[0] -= 1
 
     def visit(n: int) -> None:
-        found[n] = last(handlers.race(*fields(prompts[n], tokens=24)[:-1]))[0]
+        found[n] = last(handlers.race(*fields(prompts[n], tokens=24)[:-2]))[0]
 
     original, app.run_race = app.run_race, watched
     try:
@@ -131,7 +131,7 @@ def test_races_on_two_devices_run_beside_each_other_and_are_those_of_one(two: Lo
 
 
 def test_a_race_that_is_broken_off_gives_its_device_back(two: Loader) -> None:
-    told = Handlers(two, 60).race(*fields(k=8, tokens=512)[:-1])
+    told = Handlers(two, 60).race(*fields(k=8, tokens=512)[:-2])
     next(told)
     next(told)
     assert two.slots.free == 1
@@ -175,7 +175,7 @@ def test_what_is_too_much_never_reaches_the_model(
         (" \n", False),
     ):
         calls.clear()
-        asked = fields(prompt, tokens=1)[:-1]
+        asked = fields(prompt, tokens=1)[:-2]
         assert all(told["is_valid"] for told in handlers.check(*asked)) is good
         if good:
             assert last(handlers.race(*asked))[0]["state"] == "done"
@@ -186,7 +186,7 @@ def test_what_is_too_much_never_reaches_the_model(
             assert not calls, "refused before prefill"
     for asked in (fields(k=9), fields(tokens=513)):
         with pytest.raises(app.gr.Error, match="on this hosted page"):
-            list(handlers.race(*asked[:-1]))
+            list(handlers.race(*asked[:-2]))
 
 
 # ---------------------------------------------------------------- a page that goes

@@ -38,7 +38,7 @@ def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Path]
 def test_a_race_runs_in_a_process_that_is_lent_a_gpu(zero: tuple[Host, Path]) -> None:
     host, log = zero
     visitor = host.visitor()
-    race = visitor.event("race")
+    race = visitor.event("page_race")
     frame = visitor.race(race, fields("def fib(n):\n", k=3, tokens=24))
     assert frame["state"] == "done" and frame["verdict"]["identical"] is True
     assert frame["lanes"]["space"]["tokens"] == 24
@@ -64,7 +64,7 @@ def test_a_race_runs_in_a_process_that_is_lent_a_gpu(zero: tuple[Host, Path]) ->
 def test_an_open_call_and_a_benchmark(zero: tuple[Host, Path]) -> None:
     host, log = zero
     visitor = host.visitor()
-    frame = visitor.race(visitor.event("race"), fields(tokens=8))
+    frame = visitor.race(visitor.event("page_race"), fields(tokens=8))
     inspect = next(d for d in visitor.config()["dependencies"] if d["targets"][0][1] == "ask")
     body = {
         "data": [None],
@@ -86,7 +86,7 @@ def test_an_open_call_and_a_benchmark(zero: tuple[Host, Path]) -> None:
 def test_a_stop_ends_the_worker_and_the_next_race_runs(zero: tuple[Host, Path]) -> None:
     host, log = zero
     gone = host.visitor()
-    race = gone.event("race")
+    race = gone.event("page_race")
     before = len(notes(log))
     assert gone.join(race, fields(k=8, tokens=512)).status == 200
     with gone.stream() as messages:
@@ -142,5 +142,5 @@ def test_the_stand_in_catches(tmp_path: Path, name: str) -> None:
             assert notes(log)[0]["loaded"] == 0
             return
         visitor = host.visitor()
-        told = visitor.run(visitor.event("race"), fields(tokens=4))
+        told = visitor.run(visitor.event("page_race"), fields(tokens=4))
         assert not told["success"] and told["output"]["error"] == words

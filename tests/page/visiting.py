@@ -130,7 +130,7 @@ def fields(
     prompt: str = "def f():", k: Any = 3, tokens: Any = 16, seed: Any = 0, temperature: Any = 0
 ) -> list[Any]:
     """The fields of a race, the paper's calls: what they emit does not depend on measured times."""
-    return [prompt, k, tokens, temperature, 1, seed, "grid", [], None]
+    return [prompt, k, tokens, temperature, 1, seed, "grid", [], True, None, None]
 
 
 def text(frame: dict[str, Any], lane: str) -> str:
@@ -153,7 +153,7 @@ class Host:
     def wait_for_the_model(self, seconds: float = 120) -> None:
         """Until a race of one token has run."""
         visitor, until = self.visitor(), time.monotonic() + seconds
-        event = visitor.event("race")
+        event = visitor.event("page_race")
         while "refused" in visitor.run(event, fields(tokens=1)):
             assert time.monotonic() < until, "no race yet"
             time.sleep(0.2)

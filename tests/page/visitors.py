@@ -120,7 +120,7 @@ def visit(host: Host, race: int, share: int, dice: random.Random, tally: Tally) 
                 if not message["success"]:
                     return f"odd end {message['output']}"
                 break
-    if mood > 0.8 and visitor.call(share, [None, *asked]).status != 200:
+    if mood > 0.8 and visitor.call(share, [None, *asked[:-1]]).status != 200:
         return "odd share"
     return "finished"
 
@@ -129,7 +129,7 @@ def crowd(host: Host, enough: Callable[[Tally], bool], seed: int = 0, sample: in
     """Visitors, a few at once, until there were enough."""
     tally = Tally()
     config = Visitor(host.url).config()["dependencies"]
-    race, share = (next(d["id"] for d in config if d["api_name"] == name) for name in ("race", "share"))
+    race, share = (next(d["id"] for d in config if d["api_name"] == name) for name in ("page_race", "share"))
     started = time.monotonic()
 
     def come(number: int) -> None:
