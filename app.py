@@ -405,7 +405,7 @@ class Handlers:
             words = "another model ran this race" if race.load >= 0 else "this race came from a file"
             words = f"This call cannot be opened: {words}. Press Race, and the calls of your own can be."
             return frames.encode(inspect.refusal(race.id, str(lane), n if type(n) is int else 0, words))
-        if race is None or race.id != asked.get("race") or lane not in MAIN or type(n) is not int:
+        if race is None or race.id != asked.get("race") or lane not in race.lanes or type(n) is not int:
             return frames.encode(inspect.refusal("", "", 0, "There is no such call in this race."))
         try:
             told = inspect.answer(self.loader.model, race.trace(lane), n - 1, race.id)

@@ -15,6 +15,7 @@ const LOOK = {
   first: "The masks behind the prompt’s last token ask what stands one place further on, two places, and so on. What they guess are drafts: the next call checks them.",
   plain: "With every call all weights of the model travel through the machine, here for a single row.",
   cells: "Point at a cell, or walk with the arrow keys: it says why its row may or may not see its column.",
+  checked: "A lane of transformers: its drafts came from elsewhere and are checked as SPACE checks its own. There are no masks, so this call guesses nothing for the next one.",
   alone: "Plain decoding has one row, which sees all that stands before it.",
   map: "The blocks on the diagonal are the groups: no group sees another, and no real row sees a mask. So checking gives what plain decoding gives.",
 };
@@ -35,8 +36,8 @@ class CallGrid {
     table.setAttribute("aria-label", "Rows of the call");
     table.style.setProperty("--k", this.k || 1);
     table.append(this.heading());
-    const first = !call.cached || !this.k; // a first call has no drafts by its nature
-    const lines = first ? 1 : Math.max(this.k + 1, call.chain.length);
+    const first = !call.cached || !this.k; // SPACE's first call has no drafts by its nature
+    const lines = Math.max(first ? 1 : this.k + 1, call.chain.length);
     for (let at = 0; at < lines; at += 1) table.append(this.line(at));
     table.addEventListener("pointerover", (event) => {
       const place = event.target.closest("[data-row]");
@@ -52,7 +53,7 @@ class CallGrid {
   }
 
   look() {
-    if (!this.k) return LOOK.plain;
+    if (!this.k) return this.call.chain.length > 1 ? LOOK.checked : LOOK.plain;
     if (!this.call.cached) return LOOK.first;
     return this.call.next === "masks" ? LOOK.grid : LOOK.unused;
   }

@@ -264,10 +264,11 @@ class Arena {
 
   // Have a call opened below the lanes, once the race is over.
   open(lane, call) {
-    if (!this.over || !call || !MAIN.includes(lane) || props.offline) return;
+    if (!this.over || !call || props.offline) return;
     const detail = {
       race: this.race,
       lane,
+      name: this.lanes.get(lane).name,
       call,
       calls: this.lanes.get(lane).known,
       k: this.about.k,
