@@ -287,6 +287,7 @@ class Lane {
       token.title = `${where} · guess ${slot + 1} of ${drafts.length} · ${this.basis(drafts[slot])} · accepted`;
     } else if (token.classList.contains("corrected")) {
       const guess = drafts[call.accepted];
+      token.dataset.was = visible(guess[0]) || "◌"; // struck through above the token, by CSS
       token.title = `${where} · guess ${call.accepted + 1} of ${drafts.length}, ${quoted(guess[0])} (${this.basis(guess)}), was rejected · this is the model’s own token`;
     } else if (token.classList.contains("bonus")) {
       const all = ["the one guess", "both guesses"][drafts.length - 1] ?? `all ${drafts.length} guesses`;

@@ -53,10 +53,23 @@ class Arena {
     legend.setAttribute("aria-label", "What the marks mean");
     for (const [mark, name, meaning] of LEGEND) {
       const item = make("li");
-      item.append(make("span", `tok ${mark}`, name), make("span", "meaning", meaning));
+      item.append(this.filter(mark, name), make("span", "meaning", meaning));
       legend.append(item);
     }
     return legend;
+  }
+
+  // A mark of the legend shows or hides its like in lanes and chart.
+  filter(mark, name) {
+    const key = make("button", `tok ${mark}`, name);
+    key.type = "button";
+    key.title = `Show or hide the mark “${name}”`;
+    key.setAttribute("aria-pressed", "true");
+    key.addEventListener("click", () => {
+      const hidden = this.root.classList.toggle(`without-${mark}`);
+      key.setAttribute("aria-pressed", String(!hidden));
+    });
+    return key;
   }
 
   judgement() {
