@@ -161,7 +161,9 @@ def test_a_call_of_a_further_lane_opens_and_says_that_it_has_no_masks(app: Page)
     title = app.locator(".inside-title")
     expect(title).to_contain_text(f"Inside call {call} of ")
     expect(title).to_contain_text("prompt lookup")
-    expect(app.locator(".story")).to_contain_text("copied from the text so far, by transformers", timeout=TIMEOUT)
+    expect(app.locator(".story")).to_contain_text(
+        "copied from the text so far, by transformers", timeout=TIMEOUT
+    )
     rows = app.locator(".inspector .place[data-row]").count()
     assert rows > 1
     assert app.locator(".inspector .place.mask, .inspector .place.pruned").count() == 0
