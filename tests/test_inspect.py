@@ -112,8 +112,14 @@ def test_the_story_of_a_corrected_call() -> None:
         ({"fates": ["newest"], "group": 0, "cached": False}, "This call read the prompt"),
         ({"fates": ["newest"], "lane": "vanilla"}, "one row goes in"),
         ({"fates": ["newest"], "lane": "generate"}, "one row goes in"),
-        ({"lane": "prompt-lookup", "next": "elsewhere"}, "copied from the text so far, by transformers. Draft 1"),
-        ({"lane": "prompt-lookup", "next": "elsewhere"}, "No mask went into this call: for the next drafts the text"),
+        (
+            {"lane": "prompt-lookup", "next": "elsewhere"},
+            "copied from the text so far, by transformers. Draft 1",
+        ),
+        (
+            {"lane": "prompt-lookup", "next": "elsewhere"},
+            "No mask went into this call: for the next drafts the text",
+        ),
         ({"lane": "assisted", "next": "elsewhere"}, "The drafts are the draft model’s"),
         ({"chain": ["a", "b", "  \t    "]}, "“␣␣⇥␣×4”"),
     ],
@@ -128,7 +134,9 @@ def test_calls_of_transformers_lanes_open_too(llama, method: str) -> None:
     request = Settings(k=3, max_new_tokens=40)
     draft = model if method == "assisted" else None
     steps = tuple(peers.lane(model, PROMPT * 3, request, method, draft))
-    trace = Trace(model.name, method, 0, "float64", "cpu", tuple(PROMPT * 3), steps, settings=request.to_json())
+    trace = Trace(
+        model.name, method, 0, "float64", "cpu", tuple(PROMPT * 3), steps, settings=request.to_json()
+    )
     checked = 0
     for n, step in enumerate(steps):
         told = inspect.open_call(model, trace, n)

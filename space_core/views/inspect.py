@@ -102,7 +102,7 @@ class Opened(TypedDict):
         own: text of the model's own token, None where the run ended inside the accepted drafts.
         group: the mask group whose guesses were taken for the next call, None if none was.
         chosen: its rows (with a shared group only the tail of them).
-        next: where the next call's drafts came from; `elsewhere` for a lane of transformers, which has no masks.
+        next: where the next call's drafts came from; `elsewhere` in transformers' lanes: they have no masks.
         guesses: for each row its likeliest tokens and their probabilities.
         story: what happened, in sentences.
     """

@@ -215,7 +215,7 @@ SCROLL_UP = """() => {
     const tokens = box.querySelectorAll(".tok").length;
     if (!running || tokens < 80) return requestAnimationFrame(look);
     window.seen = [box.scrollTop, tokens];
-    box.scrollTo(0, 0);
+    setTimeout(() => box.scrollTo(0, 0)); // as a hand does: not in the middle of a painting
   };
   look();
 }"""
