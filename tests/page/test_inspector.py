@@ -169,6 +169,7 @@ def test_a_call_of_a_further_lane_opens_and_says_that_it_has_no_masks(app: Page)
     assert app.locator(".inspector .place.mask, .inspector .place.pruned").count() == 0
     expect(app.locator(".map .cell")).to_have_count(rows * (rows + 1))
     expect(app.locator(".call-grid .look")).to_contain_text("There are no masks")
+    expect(app.locator(".sight .look")).to_contain_text("The triangle of plain decoding")
     expect(app.locator("#text-prompt-lookup .tok.open").first).to_be_visible()
 
 
