@@ -1,4 +1,4 @@
-"""What watching costs: python tests/page/costs.py [--model DIR] [--tokens N] [--repeat N]
+"""What watching costs: python tests/page/costs.py [--tokens N] [--repeat N] [--readme README.md]
 
 Races the same request in one process, in turn with a page watching in Chromium and with nobody
 watching, and prints one JSON object:
@@ -11,7 +11,8 @@ watching, and prints one JSON object:
     bytes_per_token   what the races' stream brings, over the tokens of both lanes
     first_page        seconds from asking for the address to a replay that can be moved, cold caches
 
-For figures to be reported the machine should have nothing else to do.
+With --readme a table of them is put between that file's <!-- costs --> marks. For figures to be reported
+the machine should have nothing else to do; the load is told with them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -117,6 +119,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512, help="new tokens of each lane")
     parser.add_argument("--k", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=7, help="pairs of races that count")
+    parser.add_argument("--readme", type=Path, help="a file whose table is written anew")
     options = parser.parse_args()
     if options.repeat < 1:
         parser.error("--repeat must be at least 1")
@@ -130,10 +133,49 @@ def main() -> None:
             if server.poll() is not None:
                 sys.exit("the page did not start")
             time.sleep(0.05)
-        print(json.dumps(measure(url, server, options), indent=2))
+        told = measure(url, server, options)
     finally:
         server.terminate()
         server.wait(10)
+    print(json.dumps(told, indent=2))
+    if options.readme:
+        text = options.readme.read_text(encoding="utf-8")
+        options.readme.write_text(put(text, table(told)), encoding="utf-8")
+
+
+def table(told: dict[str, Any]) -> str:
+    """The figures beside what they should be, as Markdown."""
+    pairs, long = told["pairs"], told["long_tasks"]
+    lines = [
+        f"{told['page']}, {told['cores']} cores, load {told['load']}, {told['tokens_per_race'] // 2} tokens a "
+        f"lane, {len(pairs)} pairs of races, greedy.",
+        "",
+        "| measured | | aimed at |",
+        "|---|---|---|",
+        f"| decode time watched over unwatched, medians (pairs {min(pairs)} to {max(pairs)}) "
+        f"| {told['decode_ratio']} | ≤ 1.05 |",
+        f"| browser lag in a race, p50 / p95 / max, ms | {' / '.join(map(str, told['lag_ms'].values()))} "
+        "| p95 < 100 |",
+        f"| tasks over 50 ms in the browser, a race; the longest | {long['count'] / len(pairs):.1f}; "
+        f"{long['longest_ms']} ms | none over 200 ms |",
+        f"| bytes sent per token | {told['bytes_per_token']} | |",
+        f"| first page usable, three visits, s | {', '.join(map(str, told['first_page']))} | < 2 |",
+    ]
+    return "\n".join(lines)
+
+
+def put(text: str, words: str) -> str:
+    """The text with other words between its marks.
+
+    Raises:
+        SystemExit: where it has none.
+    """
+    begin, end = "<!-- costs -->", "<!-- /costs -->"
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        sys.exit(f"the file has no {begin} … {end}")
+    return f"{head}{begin}\n{words}\n{end}{tail}"
 
 
 def measure(url: str, server: subprocess.Popen[str], options: argparse.Namespace) -> dict[str, Any]:
