@@ -95,6 +95,10 @@ LANE_CHOICES = {
     "assisted": "assisted by the draft model",
 }
 
+CHOICES = {"greedy": (0.0, 1.0), "sampled": (0.7, 0.95)}
+"""Ways to choose a token: temperature and top-p. The first one is the page's when it opens."""
+FIRST_CHOICE = next(iter(CHOICES))
+
 EXAMPLES = {
     "binary search": recording.PROMPT,
     "is prime": '''def is_prime(n: int) -> bool:
@@ -413,6 +417,16 @@ def read_switch(name: str, value: Any) -> bool:
     return value
 
 
+def choose(name: Any) -> tuple[float, float]:
+    """Temperature and top-p of a choice; of the first one for a name that there is not."""
+    return CHOICES[name if isinstance(name, str) and name in CHOICES else FIRST_CHOICE]
+
+
+def chosen(temperature: Any) -> str:
+    """The choice that a temperature belongs to."""
+    return "sampled" if temperature else "greedy"
+
+
 FIELDS = len(Request._fields)
 
 
@@ -601,7 +615,7 @@ class Handlers:
 
         asked = event._data if isinstance(event._data, dict) else {}
         lane, n = asked.get("lane"), asked.get("call")
-        if race is None or race.id != asked.get("race") or lane not in MAIN or type(n) is not int:
+        if race is None or race.id != asked.get("race") or lane not in race.lanes or type(n) is not int:
             return frames.encode(inspect.refusal("", "", 0, "There is no such call in this race."))
         loader = self.loader.of(race)
         if loader is None or not loader.ready:
@@ -1190,17 +1204,31 @@ def talk_region() -> TalkRow:
 
 def settings_region(further: Sequence[str]) -> dict[str, gr.components.Component]:
     """The knobs, by the request's fields; `further` are the lanes that can be added."""
+    heat, mass = CHOICES[FIRST_CHOICE]
     with gr.Row(elem_classes="knobs"):
         k = gr.Slider(1, 8, 5, step=1, label="Guesses per call (k)", min_width=120, elem_id="k")
         budget = gr.Slider(16, 512, 128, step=16, label="New tokens", min_width=120, elem_id="budget")
     with gr.Row(elem_classes="knobs"):
         temperature = gr.Slider(
-            0, 1.5, 0, step=0.1, label="Temperature (0 = greedy)", min_width=120, elem_id="temperature"
+            0, 1.5, heat, step=0.1, label="Temperature (0 = greedy)", min_width=120, elem_id="temperature"
         )
         seed = gr.Number(0, precision=0, label="Seed", min_width=120, elem_id="seed")
+    choice = gr.Radio(
+        [("greedy: both texts equal", "greedy"), ("sampled: fewer loops", "sampled")],
+        value=FIRST_CHOICE,
+        show_label=False,
+        label="How the next token is chosen",
+        container=False,
+        elem_id="choice",
+    )
     with gr.Accordion("More settings", open=False, elem_id="more"):
+        gr.Markdown(
+            "Greedy texts can be compared token by token. But a small model then often writes in loops, "
+            "and loops are easy to guess: the gain flatters. Sampled (temperature 0.7, top-p 0.95) it "
+            "seldom does; both lanes draw from the same distribution, and their texts differ by chance."
+        )
         with gr.Row(elem_classes="knobs"):
-            top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=120, elem_id="top-p")
+            top_p = gr.Slider(0.05, 1, mass, step=0.05, label="Top-p", min_width=120, elem_id="top-p")
             plan = gr.Radio(
                 [("only rows worth their time", str(Plan.AUTO)), ("the paper’s (k+1)² grid", str(Plan.GRID))],
                 value=str(Plan.AUTO),
@@ -1214,6 +1242,8 @@ def settings_region(further: Sequence[str]) -> dict[str, gr.components.Component
             label="Further lanes, by transformers’ own generate",
             elem_id="lanes",
         )
+    choice.input(choose, choice, [temperature, top_p], preprocess=False, **PLUMBING)
+    temperature.change(chosen, temperature, choice, preprocess=False, **PLUMBING)
     return {
         "k": k,
         "max_new_tokens": budget,

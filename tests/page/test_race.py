@@ -183,6 +183,7 @@ def test_a_lost_delta_is_sent_again_in_mid_race(app: Page) -> None:
 
 def test_stop_in_mid_race_keeps_the_lanes_and_the_next_race_runs(app: Page) -> None:
     choose_grid(app)  # the paper's calls take longer: time to be in the middle
+    set_number(app, "k", 8)
     set_number(app, "budget", 512)
     app.click("#race")
     under_way(app, 8)
