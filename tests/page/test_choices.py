@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from chatting import chat_folder
 from test_build import CODE
 from visiting import fields, hosting, text
 
@@ -187,6 +188,97 @@ def test_what_is_too_much_never_reaches_the_model(
     for asked in (fields(k=9), fields(tokens=513)):
         with pytest.raises(app.gr.Error, match="on this hosted page"):
             list(handlers.race(*asked[:-2]))
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return chat_folder(tmp_path_factory.mktemp("chat"))
+
+
+def test_the_api_obeys_a_hosted_pages_limits(
+    chatty: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    loader = loaded(chatty)
+    limits = replace(HOSTED, characters=90, prompt_tokens=40)
+    monkeypatch.setattr(app, "HOSTING", Hosting(hosted=True, limits=limits))
+    api = app.Api(Handlers(loader, 60))
+    said = [{"role": "user", "content": "one?"}]
+    long = [{"role": "user", "content": "w" * 38}]
+    assert len(loader.model.encode(long[0]["content"])) < 40, "only with its template it is too long"
+    earlier = [*said, {"role": "assistant", "content": "w" * 90}, *said]
+    for asked, title, words in (
+        ({"k": 9}, "SettingError: k", "on this hosted page"),
+        ({"max_new_tokens": 513, "top_k": 3}, "SettingError: max_new_tokens", "on this hosted page"),
+        ({"top_k": -1}, "SettingError: top_k", "top_k"),
+        ({"prompt": "w" * 91}, "PromptError", "91 characters"),
+        ({"prompt": "w" * 90}, "PromptError", "90 tokens"),
+        ({"prompt": "", "messages": long}, "PromptError", "at most 40"),
+        ({"prompt": "", "messages": earlier}, "PromptError", "characters"),
+    ):
+        for endpoint in (api.race, api.generate):
+            with pytest.raises(app.gr.Error, match=words) as caught:
+                list(endpoint(**{"prompt": "x", "max_new_tokens": 2, **asked}))
+            assert caught.value.title == title
+    assert list(api.generate(messages=said, max_new_tokens=2, top_k=3))[-1]["settings"]["top_k"] == 3
+    told = api.models()["limits"]
+    assert told == {
+        **{"k": 8, "max_new_tokens": 512, "prompt_characters": 90, "prompt_tokens": 40},
+        **{"seconds": 60, "queue": HOSTED.waiting},
+    }
+
+
+# ---------------------------------------------------------------- conversations
+
+
+def turn(handlers: Handlers, words: str, earlier: Any = None, choice: str = "") -> Any:
+    """The race of a turn, over."""
+    frame, race = last(handlers.race(*fields(words, tokens=6)[:-2], choice, earlier))
+    assert frame["verdict"]["identical"] is True
+    return race
+
+
+def test_a_conversation_is_not_the_choice_of_another_model(
+    chatty: Path, tiny_model: Path, one_thread: None
+) -> None:
+    loader = loaded(chatty)
+    handlers = Handlers(loader, 60)
+    mine = turn(handlers, "one?")
+    other = loader.beside(str(tiny_model))
+    assert other.done.wait(60) and handlers.offer_talk(str(tiny_model))["visible"] is False
+    assert handlers.offer_talk()["visible"] is True
+    his = turn(handlers, "one?", mine, str(tiny_model))
+    assert his.talk is None and his.load == other.number
+    second = turn(handlers, "two?", mine)
+    assert (second.talk.turns, len(handlers.talks.shelf)) == (2, 1)
+    assert second.talk.known > 0, "a race with another model takes nobody's cache"
+    assert turn(handlers, "three?", his).talk.turns == 1
+
+    loader.beside("/nowhere/at-all").done.wait(60)
+    assert "failed" in handlers.status("/nowhere/at-all")[0] and "failed" not in handlers.status()[0]
+    assert loader.beside("/nowhere/at-all").number != other.number + 1, "what failed is tried again"
+    loader._forget()
+    handlers.talks.know(contest.models())
+    assert len(handlers.talks.shelf) == 0, "a model that goes is not kept by its caches"
+
+
+def test_a_conversation_goes_on_on_any_device(
+    chatty: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = app.open_model
+    monkeypatch.setattr(app, "open_model", lambda source, device, dtype: plain(source, "cpu", dtype))
+    loader = loaded(chatty, Slots(("cuda:0", "cuda:1")))
+    handlers = Handlers(loader, 60)
+    first = turn(handlers, "one?")
+    slot = first.talk.slot
+    again = turn(handlers, "two?", first)
+    assert again.talk.slot == slot and again.talk.known > 0, "where its cache lies, while that is free"
+    with loader.slots.taken(slot):
+        away = turn(handlers, "two?", first)
+    assert away.talk.slot == 1 - slot and away.talk.known == 0, "a cache never goes to another device"
+    for lane in ("space", "vanilla"):
+        assert away.trace(lane).output_ids == again.trace(lane).output_ids
 
 
 # ---------------------------------------------------------------- a page that goes

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chatting import chat_folder
 from served import ROOT
 from visiting import Host, fields, hosting, text
 
@@ -101,6 +102,27 @@ def test_a_stop_ends_the_worker_and_the_next_race_runs(zero: tuple[Host, Path]) 
         assert time.monotonic() < until
         time.sleep(0.1)
     assert not any(n["alive"] for n in ends)
+
+
+def test_a_conversation_reads_its_whole_prompt(tmp_path: Path) -> None:
+    """A cache would have to come back from a process that ends; the end of a turn must go there."""
+    log = tmp_path / "zero.jsonl"
+    log.touch()
+    folder = chat_folder(tmp_path)
+    arguments = ["--model", str(folder)]
+    with hosting(tmp_path / "log.txt", *arguments, **environment(log), SPACE_HOSTED="0") as host:
+        visitor = host.visitor()
+        race = visitor.event("page_race")
+        prompts = []
+        for words in ("one?", "two?"):
+            frame = visitor.race(race, fields(words, tokens=6))
+            assert frame["state"] == "done" and frame["verdict"]["identical"] is True
+            prompts.append(frame["about"]["prompt"])
+        assert prompts[1].startswith(prompts[0]) and prompts[1].endswith("<|user|>two?<|end|>\n<|assistant|>")
+        turn = next(d["id"] for d in visitor.config()["dependencies"] if d["api_name"] == "turn")
+        told = visitor.call(turn, [None]).words
+        assert "Turn 2 is answered" in told and "cache" not in told
+    assert not any(note["event"] == "error" for note in notes(log))
 
 
 FAULTS = {
