@@ -131,6 +131,10 @@ def read_rows(path):
 # ---------------------------------------------------------------- the model behind the page
 
 
+IMPORTING = threading.Lock()
+"""Held by who imports transformers: a second thread that does so meanwhile finds names missing in it."""
+
+
 class Loader:
     """Loads and warms one model in the background, once for each device; whoever needs it waits here.
 
@@ -263,7 +267,8 @@ class Loader:
 
     def _load(self, slot: int) -> tuple[SpaceModel, SpaceModel | None]:
         # torch and transformers take seconds to import: the page is served meanwhile.
-        from space_core import peers
+        with IMPORTING:
+            from space_core import checkpoint, peers  # noqa: F401
 
         device = self.slots.devices[slot]
         model, draft = open_model(self.source, device, self.dtype), None
@@ -1070,7 +1075,8 @@ class Presets:
 
     def misfit(self) -> str:
         """Why this machine should not run it, "" where it may."""
-        from space_core.checkpoint import find_device
+        with IMPORTING:
+            from space_core.checkpoint import find_device
 
         device = str(find_device(self.loader.device))
         return self.preset.misfit(device, presets.machine_memory(device))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,21 @@ def test_strangers_are_not_offered_it():
     }
     assert {"allow", "load", "offer"} & names == set()
     assert {"allow", "load", "offer"} <= own
+
+
+def test_it_is_offered_while_the_pages_own_model_loads():
+    """Both import transformers, which bears one thread at a time."""
+    program = (
+        "import app; from space_core import bundled, presets\n"
+        "loader = app.Loader(str(bundled.default_checkpoint()), 'cpu', 'float32')\n"
+        "loader.start()\n"
+        "print(app.Presets(loader, presets.OFFICIAL).offer()[0])\n"
+        "loader.done.wait()\n"
+        "print(loader.status()['state'])"
+    )
+    root = Path(app.__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "ready"

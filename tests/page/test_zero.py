@@ -120,7 +120,7 @@ def test_a_conversation_reads_its_whole_prompt(tmp_path: Path) -> None:
             prompts.append(frame["about"]["prompt"])
         assert prompts[1].startswith(prompts[0]) and prompts[1].endswith("<|user|>two?<|end|>\n<|assistant|>")
         turn = next(d["id"] for d in visitor.config()["dependencies"] if d["api_name"] == "turn")
-        told = visitor.call(turn, [None]).words
+        told = visitor.call(turn, [None]).body["data"][0]
         assert "Turn 2 is answered" in told and "cache" not in told
     assert not any(note["event"] == "error" for note in notes(log))
 
