@@ -7,25 +7,38 @@ how it is told are in `space_core`. The page is served at once, the model loads 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
+import secrets
+import signal
 import sys
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 # A small model's call is shorter than a time slice. OpenMP's threads spin for each other by default,
 # and on a machine with other work they then wait whole slices: 30 times slower calls were measured.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# gradio keeps the last 10,000 events and draws a table of all of them after each one.
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
+
+if os.environ.get("SPACES_ZERO_GPU"):  # a Space on ZeroGPU, where the package is installed
+    import spaces  # before gradio and torch: it changes both
+else:
+    spaces = None
 
 import gradio as gr
+from starlette.middleware import Middleware
 
-from space_core import training
+from space_core import contest, devices, hosting, presets, talks, training
 from space_core.bundled import default_checkpoint
+from space_core.contest import decoder
+from space_core.conversation import Conversation, Message, can_chat, read_messages, turn_ends
+from space_core.devices import Slots
 from space_core.errors import (
     CheckpointError,
     PromptError,
@@ -34,19 +47,22 @@ from space_core.errors import (
     SpaceError,
     TraceError,
 )
+from space_core.guard import Guard
 from space_core.settings import MAX_K, Plan, Settings
-from space_core.views import benchmarks, frames, link, recording, sharing, walk
+from space_core.views import benchmarks, events, frames, link, recording, sharing, walk
 from space_core.views.lanes import FURTHER, MAIN
 
 if TYPE_CHECKING:
     from space_core.bench import Column
+    from space_core.memory import Memory
     from space_core.model import SpaceModel
-    from space_core.trace import Step
+    from space_core.talks import Talk
+    from space_core.trace import Trace
     from space_core.trial import Trial
 
 HERE = Path(__file__).resolve().parent
 ASSETS = HERE / "assets"
-STYLES = ("page.css", "replay.css", "inspector.css", "share.css", "learn.css", "tabs.css")
+STYLES = ("page.css", "replay.css", "inspector.css", "share.css", "learn.css", "tabs.css", "talk.css")
 ARENA = ("dom.js", "ink.js", "lane.js", "chart.js", "replay.js", "race.js")
 INSPECTOR = ("dom.js", "call.js", "inspector.js")
 LEARN = ("dom.js", "call.js", "lessons.js", "lessons-call.js", "learn.js")
@@ -58,9 +74,10 @@ BENCH_PROMPTS = BENCHMARKS / "prompts.jsonl"
 MAX_BENCH_PROMPTS = 8
 MAX_BENCH_TOKENS = 256
 
-FRAMES_PER_SECOND = 25
-QUEUE = 16
-MAX_PROMPT_CHARACTERS = 65_536
+try:
+    HOSTING = hosting.Hosting.read(os.environ)
+except CheckpointError as wrong:
+    sys.exit(f"app.py: {wrong}")
 PLUMBING: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """Of events that answer at once and are nobody's interface."""
 
@@ -77,6 +94,10 @@ LANE_CHOICES = {
     "prompt-lookup": "prompt lookup",
     "assisted": "assisted by the draft model",
 }
+
+CHOICES = {"greedy": (0.0, 1.0), "sampled": (0.7, 0.95)}
+"""Ways to choose a token: temperature and top-p. The first one is the page's when it opens."""
+FIRST_CHOICE = next(iter(CHOICES))
 
 EXAMPLES = {
     "binary search": recording.PROMPT,
@@ -110,40 +131,80 @@ def read_rows(path):
 # ---------------------------------------------------------------- the model behind the page
 
 
+IMPORTING = threading.Lock()
+"""Held by who imports transformers: a second thread that does so meanwhile finds names missing in it."""
+
+
 class Loader:
-    """Loads and warms one model in the background; whoever needs it waits here.
+    """Loads and warms one model in the background, once for each device; whoever needs it waits here.
 
     Attributes:
+        slots: the devices, and who has which.
         lanes: the further lanes that can be asked for; `assisted` only where there is a draft model.
         draft: the draft model of `assisted`, once it is loaded.
-        loads: how often a model was put in the place of another.
+        number: 0 for the page's own model, then those that visitors have put beside it.
     """
 
-    def __init__(self, source: str, device: str, dtype: str, draft_source: str | None = None) -> None:
+    KEPT = 3
+    """Models beside the page's own; the oldest goes first."""
+
+    def __init__(
+        self,
+        source: str,
+        device: str,
+        dtype: str,
+        draft_source: str | None = None,
+        slots: Slots | None = None,
+        number: int = 0,
+    ) -> None:
         self.source, self.device, self.dtype = source, device, dtype
         self.draft_source = draft_source
+        self.slots = slots or Slots((device,))
         self.lanes = tuple(name for name in FURTHER if draft_source or name != "assisted")
         self.draft: SpaceModel | None = None
-        self.loads = 0
+        self.number = number
         self.done = threading.Event()
+        self._id = secrets.token_hex(4)
         self._model: SpaceModel | None = None
         self._error = ""
+        self._beside: dict[str, Loader] = {}
+        self._beside_so_far = 0
+        self._lock = threading.Lock()
 
     def start(self) -> None:
-        threading.Thread(target=self._load, name="load-model", daemon=True).start()
+        threading.Thread(target=self.load, name="load-model", daemon=True).start()
 
-    def switch(self, source: str) -> None:
-        """Load another model in the place of this one; whoever asks meanwhile waits."""
-        self.done.clear()
-        self.loads += 1
-        self.source, self._model, self._error = source, None, ""
-        self.draft_source, self.draft = None, None  # it drafts for the other one
-        self.lanes = tuple(name for name in self.lanes if name != "assisted")
-        self.start()
+    def beside(self, source: str) -> Loader:
+        """Another model, for whoever chooses it; nobody else's changes."""
+        with self._lock:
+            known = self._beside.get(source)
+            if known is not None and not known.failed:
+                return known
+            self._beside.pop(source, None)
+            while len(self._beside) >= self.KEPT:
+                self._beside.pop(next(iter(self._beside)))._forget()
+            self._beside_so_far += 1
+            # No draft model: the one that was named drafts for the page's own.
+            other = Loader(source, self.device, self.dtype, None, self.slots, self._beside_so_far)
+            self._beside[source] = other
+        other.start()
+        return other
+
+    def chosen(self, choice: str = "") -> Loader:
+        """The model of a visitor's choice; the page's own without one, or when it is there no more."""
+        return self._beside.get(choice, self)
+
+    def of(self, race: frames.Race) -> Loader | None:
+        """The model that ran a race; None for a race from a file, or when it is there no more."""
+        return next((one for one in (self, *self._beside.values()) if one.number == race.load), None)
+
+    def key(self, slot: int) -> str:
+        """Of the model on a device, in the registry (`space_core.contest`)."""
+        return f"{self._id}/{slot}"
 
     @property
     def model(self) -> SpaceModel:
-        """The model; ask only once `done` is set.
+        """The model, on the first device; ask only once `done` is set.
 
         Raises:
             gr.Error: when it could not be loaded, saying why.
@@ -155,6 +216,10 @@ class Loader:
     @property
     def ready(self) -> bool:
         return self._model is not None
+
+    @property
+    def failed(self) -> bool:
+        return self.done.is_set() and not self.ready
 
     @property
     def name(self) -> str:
@@ -176,28 +241,20 @@ class Loader:
             title = f"{model.k} trained masks, context of {model.context} tokens"
             if self.draft is not None:
                 title += f"; draft model {self.draft.name}"
-            return {"state": "ready", "text": f"{model.name} · {model.device} · {dtype}", "title": title}
+            where = _device_name(model) if len(self.slots) == 1 else f"{len(self.slots)} devices"
+            return {"state": "ready", "text": f"{model.name} · {where} · {dtype}", "title": title}
         if self._error:
             return {"state": "failed", "text": self._error}
         return {"state": "loading", "text": f"loading {Path(self.source).name}"}
 
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Load now, and warm up; a failure is told by `status` and `model`."""
         try:
-            # torch and transformers take seconds to import: the page is served meanwhile.
-            import space_core
-            from space_core import peers
-
-            model = space_core.load(self.source, device=self.device, dtype=self.dtype)
-            if self.draft_source:
-                draft = space_core.load(self.draft_source, device=self.device, dtype=self.dtype)
-                self.draft = peers.check_draft(model, draft)
-            space_core.tune_threads(model)
-            settings = Settings(max_new_tokens=8, k=min(model.k, MAX_K))
-            prompt_ids = model.encode("def main():\n")
-            for name in (*MAIN, *self.lanes):
-                for _ in decoder(name, model, prompt_ids, settings, self.draft):
-                    pass
-            self._model = model
+            loaded = [self._load(slot) for slot in range(len(self.slots))]
+            # On ZeroGPU there is no GPU before somebody races.
+            if not HOSTING.zero:
+                self._warm(*loaded[0])
+            self._model, self.draft = loaded[0]
         except SpaceError as error:
             self._error = str(error)
         except Exception as error:  # whatever a foreign model throws, the page must say it
@@ -208,23 +265,71 @@ class Loader:
                 print(self._error, file=sys.stderr)
             self.done.set()
 
+    def _load(self, slot: int) -> tuple[SpaceModel, SpaceModel | None]:
+        # torch and transformers take seconds to import: the page is served meanwhile.
+        with IMPORTING:
+            from space_core import checkpoint, peers  # noqa: F401
 
-def decoder(
-    lane: str, model: SpaceModel, prompt_ids: list[int], settings: Settings, draft: SpaceModel | None
-) -> Iterator[Step]:
-    """The decoder of a lane, which has not made a call yet.
+        device = self.slots.devices[slot]
+        model, draft = open_model(self.source, device, self.dtype), None
+        if self.draft_source:
+            draft = peers.check_draft(model, open_model(self.draft_source, device, self.dtype))
+        contest.put(self.key(slot), model, draft)
+        return model, draft
+
+    def _warm(self, model: SpaceModel, draft: SpaceModel | None) -> None:
+        import space_core
+
+        space_core.tune_threads(model)
+        settings = Settings(max_new_tokens=8, k=min(model.k, MAX_K))
+        prompt_ids = model.encode("def main():\n")
+        for name in (*MAIN, *self.lanes):
+            for _ in decoder(name, model, prompt_ids, settings, draft):
+                pass
+
+    def _forget(self) -> None:
+        for slot in range(len(self.slots)):
+            contest.drop(self.key(slot))
+
+
+def open_model(source: str, device: str, dtype: str) -> SpaceModel:
+    """A model by its name, as far as this page may load it (`space_core.hosting`).
+
+    Args:
+        memory: of a conversation; further lanes read their prompt whole, and heed its end of turn.
 
     Raises:
-        SpaceError: for a further lane that cannot run this request.
+        SpaceError: for one that it may not, or cannot.
     """
     import space_core
-    from space_core import peers
+    from space_core import checkpoint
 
-    if lane == "vanilla":
-        return space_core.vanilla(model, prompt_ids, settings)
-    if lane == "space":
-        return space_core.space(model, prompt_ids, settings)
-    return peers.lane(model, prompt_ids, settings, lane, draft)
+    name, revision = HOSTING.source(source)
+    if revision is None and not HOSTING.hosted:
+        return space_core.load(name, device=device, **preset_arguments(name, device, dtype))
+    folder = checkpoint.fetch(name, revision)
+    HOSTING.manifest(checkpoint.read_manifest(folder))
+    model = space_core.load(str(folder), device=device, **preset_arguments(name, device, dtype))
+    model.name = name if revision else model.name
+    return model
+
+
+def preset_arguments(source: str, device: str, dtype: str) -> dict[str, Any]:
+    """How a model is opened: a published one as its preset says, and in half precision where that is a
+    choice that nobody made."""
+    preset = presets.find(source)
+    if preset is None:
+        return {"dtype": dtype}
+    if dtype == "float32":  # the page's default, made for small models
+        from space_core.checkpoint import find_device
+
+        dtype = "bfloat16" if find_device(device).type == "cpu" else "float16"
+    return {"dtype": dtype, **preset.arguments}
+
+
+def _device_name(model: SpaceModel) -> str:
+    # There the model that this process has is on no device: a run's own process brings it to its GPU.
+    return "ZeroGPU" if HOSTING.zero else str(model.device)
 
 
 def _dtype_name(model: SpaceModel) -> str:
@@ -245,14 +350,17 @@ class Request(NamedTuple):
     seed: Any
     plan: Any
     lanes: Any
+    chat: Any = False
 
     def numbers(self) -> dict[str, Any]:
         """The fields that `Settings` judges."""
-        return {name: value for name, value in self._asdict().items() if name not in ("prompt", "lanes")}
+        others = ("prompt", "lanes", "chat")
+        return {name: value for name, value in self._asdict().items() if name not in others}
 
-    def settings(self) -> Settings:
-        """Raises SettingError."""
-        return Settings(**self.numbers())
+    def settings(self, **further: Any) -> Settings:
+        """With what the page has no field for. Raises SettingError."""
+        read_switch("chat", self.chat)
+        return HOSTING.limits.settings(Settings(**self.numbers(), **further))
 
     def problems(self, model: SpaceModel | None, offered: Sequence[str]) -> dict[str, str]:
         """What is wrong, by field; `offered` are the further lanes that there are."""
@@ -265,9 +373,13 @@ class Request(NamedTuple):
             read_lanes(self.lanes, offered)
         except SettingError as error:
             found[error.field] = str(error)
+        try:
+            read_switch("chat", self.chat)
+        except SettingError as error:
+            found[error.field] = str(error)
         for name, value in self.numbers().items():
             try:
-                Settings(**{name: value})
+                HOSTING.limits.settings(Settings(**{name: value}))
             except SettingError as error:
                 found[error.field] = str(error)
         return found
@@ -283,14 +395,10 @@ def read_prompt(prompt: Any, model: SpaceModel | None) -> list[int]:
         raise PromptError("the prompt must be text")
     if not prompt.strip():
         raise PromptError("the prompt is empty: write a few words for the model to continue")
-    if len(prompt) > MAX_PROMPT_CHARACTERS:
-        raise PromptError(
-            f"the prompt has {len(prompt):,} characters, but at most {MAX_PROMPT_CHARACTERS:,} are "
-            "taken: shorten it"
-        )
+    HOSTING.limits.text(prompt)
     if "\0" in prompt or any("\ud800" <= c <= "\udfff" for c in prompt):
         raise PromptError("the prompt holds a character that is no text: remove it")
-    return [] if model is None else model.encode(prompt)
+    return [] if model is None else HOSTING.limits.ids(model.encode(prompt))
 
 
 def read_lanes(names: Any, offered: Sequence[str]) -> tuple[str, ...]:
@@ -307,21 +415,44 @@ def read_lanes(names: Any, offered: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in offered if name in names)
 
 
+def read_switch(name: str, value: Any) -> bool:
+    """Raises SettingError for what is neither true nor false."""
+    if not isinstance(value, bool):
+        raise SettingError(name, f"{name} must be true or false, not {value!r:.40}")
+    return value
+
+
+def choose(name: Any) -> tuple[float, float]:
+    """Temperature and top-p of a choice; of the first one for a name that there is not."""
+    return CHOICES[name if isinstance(name, str) and name in CHOICES else FIRST_CHOICE]
+
+
+def chosen(temperature: Any) -> str:
+    """The choice that a temperature belongs to."""
+    return "sampled" if temperature else "greedy"
+
+
+FIELDS = len(Request._fields)
+
+
 class Handlers:
     """The page's events. They keep nothing: a visitor's race lives in that visitor's session."""
 
     def __init__(self, loader: Loader, deadline: float) -> None:
         self.loader, self.deadline = loader, deadline
+        self.talks = talks.Talks()
 
-    def status(self) -> tuple[str, gr.Timer]:
-        return json.dumps(self.loader.status()), gr.Timer(active=not self.loader.done.is_set())
+    def status(self, choice: str = "") -> tuple[str, gr.Timer]:
+        loader = self.loader.chosen(choice)
+        return json.dumps(loader.status()), gr.Timer(active=not loader.done.is_set())
 
     def check(self, *fields: Any) -> list[dict[str, Any]]:
         """The validator of a race: a message at each field that is wrong."""
-        request = Request(*fields)
-        loader = self.loader
+        # What the server keeps, the choice and the race before, follows the fields.
+        request, loader = Request(*fields[:FIELDS]), self.loader.chosen(*fields[FIELDS : FIELDS + 1])
         problems = request.problems(loader.model if loader.ready else None, loader.lanes)
-        return [gr.validate(name not in problems, problems.get(name, "")) for name in Request._fields]
+        told = [gr.validate(name not in problems, problems.get(name, "")) for name in Request._fields]
+        return told + [gr.validate(True, "")] * (len(fields) - FIELDS)
 
     def race(
         self,
@@ -333,56 +464,144 @@ class Handlers:
         seed: float,
         plan: str,
         lanes: list[str],
+        chat: bool = False,
+        choice: str = "",
+        earlier: frames.Race | None = None,
     ) -> Iterator[tuple[str, frames.Race | None]]:
-        """Race SPACE against plain decoding; yields frames (`space_core.views.frames`)."""
-        request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, lanes)
-        while not self.loader.done.wait(0.2):
+        """Race SPACE against plain decoding; yields frames (`space_core.views.frames`).
+
+        Args:
+            chat: send the prompt as what the user says next in a conversation, to a model that can.
+            choice: the visitor's own model.
+            earlier: the visitor's race before, whose conversation goes on.
+        """
+        request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, lanes, chat)
+        loader = self.loader.chosen(choice)
+        while not loader.done.wait(0.2):
             yield frames.encode(frames.empty(frames.State.WAITING)), None
-        model = self.loader.model
+        model = loader.model
         try:
-            settings = request.settings()
-            prompt_ids = read_prompt(prompt, model)
-            further = read_lanes(lanes, self.loader.lanes)
-            decoders = {
-                name: decoder(name, model, prompt_ids, settings, self.loader.draft)
-                for name in ("vanilla", "space", *further)  # the order of their first calls
-            }
+            settings, talk = request.settings(), None
+            if chat:
+                read_prompt(prompt, None)
+                talk = self.talks.next(model, loader.number, prompt, earlier)
+            race = self.prepare(loader, request, settings, talk, MAIN)
         except SpaceError as error:
             raise gr.Error(str(error), print_exception=False) from None
+        yield frames.encode(race.snapshot()), race
+        problem = ""
+        with closing(self.run(loader, race)) as told:
+            try:
+                for frame in told:
+                    yield frames.encode(frame), race
+            except SpaceError as error:
+                problem = str(error)
+        yield frames.encode(race.snapshot()), race
+        if problem:
+            raise gr.Error(problem, print_exception=False)
+
+    def prepare(
+        self,
+        loader: Loader,
+        request: Request,
+        settings: Settings,
+        talk: Talk | None,
+        main: Sequence[str],
+    ) -> frames.Race:
+        """A race that has not begun.
+
+        Args:
+            loader: of the model that races; it is there.
+            talk: the conversation; its last message is sent, and not the request's prompt.
+            main: the lanes beside the further ones that are asked for.
+
+        Raises:
+            SpaceError: for a request that cannot run.
+        """
+        model = loader.model
+        self.talks.know(contest.models())
+        further = read_lanes(request.lanes, loader.lanes)
+        if talk is None:
+            sent, prompt_ids = request.prompt, read_prompt(request.prompt, model)
+        else:
+            read_prompt("\n".join(message.content for message in talk.messages), None)  # all of it counts
+            sent, prompt_ids = talks.prompt(model, talk)
+            HOSTING.limits.ids(prompt_ids)  # the template's own tokens too
         race = frames.Race(
-            lanes=(*MAIN, *further),
+            lanes=(*main, *further),
             tokenizer=model.tokenizer,
             prompt_ids=prompt_ids,
-            prompt=prompt,
+            prompt=sent,
             settings=settings,
             model=model.name,
-            device=str(model.device),
+            device=_device_name(model),
             dtype=_dtype_name(model),
         )
-        race.load = self.loader.loads
-        yield frames.encode(race.snapshot()), race
-        yield from self._run(race, decoders)
-        yield frames.encode(race.snapshot()), race
+        race.load, race.talk = loader.number, talk
+        return race
 
-    def _run(
-        self, race: frames.Race, decoders: dict[str, Iterator[Step]]
-    ) -> Iterator[tuple[str, frames.Race]]:
-        """Deltas, at most so many a second. Closing it closes every decoder."""
-        import space_core
+    def run(
+        self, loader: Loader, race: frames.Race, goes_on: bool = True
+    ) -> Generator[frames.Frame, None, None]:
+        """The deltas of a race that was prepared; it has ended when they have.
 
-        deadline = time.monotonic() + self.deadline
-        painted = 0.0
-        with closing(space_core.race(decoders)) as steps:
-            for lane, step, _ in steps:
-                race.add(lane, step)
-                now = time.monotonic()
-                if now > deadline:
-                    race.end(frames.State.DEADLINE)
-                    return
-                if now - painted > 1 / FRAMES_PER_SECOND:
-                    yield frames.encode(race.delta()), race
-                    painted = time.monotonic()
-        race.end()
+        Closing this ends every lane before its next call.
+
+        Args:
+            goes_on: whether its conversation may have a next turn, for which caches are kept.
+
+        Raises:
+            SpaceError: when it is over, for a lane that could not run.
+        """
+        talk, main = race.talk, [name for name in race.lanes if name in MAIN]
+        further = [name for name in race.lanes if name not in MAIN]
+        names = (*reversed(main), *further)  # the order of their first calls
+        wanted = None if talk is None else talk.slot
+        with loader.slots.taken(wanted) as slot, self.talks.tidying(talk):
+            key, ids = loader.key(slot), list(race.trace(names[0]).prompt_ids)
+            ends: tuple[int, ...] = ()
+            memories: dict[str, Memory] = {}
+            if talk is not None:
+                model, talk.slot = contest.get(key)[0], slot
+                ends = tuple(sorted(turn_ends(model)))
+                # A lane that cannot reuse what it read would race those that do unfairly; and what a
+                # process on a lent GPU has read ends with that process.
+                if goes_on and not further and not HOSTING.zero:
+                    memories = self.talks.memories(model, talk, names)
+            told = run_race(key, ids, race.settings.to_json(), names, self.deadline, ends, memories)
+            problem, end = "", frames.State.DONE
+            with closing(told):
+                for kind, steps, words in told:
+                    problem = words or problem
+                    for lane, step in steps:
+                        race.add(lane, step)
+                    if kind != "steps":
+                        end = frames.State.DEADLINE if kind == "deadline" else frames.State.STOPPED
+                    elif steps:
+                        yield race.delta()
+        race.end(end)
+        if problem:
+            raise SpaceError(problem)
+
+    def offer_talk(self, choice: str = "") -> dict[str, Any]:
+        """Whether the visitor's model is there and can hold a conversation."""
+        loader = self.loader.chosen(choice)
+        return gr.update(visible=loader.ready and can_chat(loader.model))
+
+    def turn(self, race: frames.Race | None) -> tuple[Any, Any, Any]:
+        """After a race: what its conversation has come to, a field for what comes next, and its end."""
+        talk = None if race is None else race.talk
+        if talk is None or talk.over:
+            return "", gr.skip(), gr.update(visible=False)
+        told = f"Turn {talk.turns} is answered: {talk.tokens:,} tokens were sent"
+        told += f", {talk.known:,} of them still in the cache." if talk.known else "."
+        return told, gr.update(value=""), gr.update(visible=True)
+
+    def end_talk(self, race: frames.Race | None) -> tuple[str, Any]:
+        """The next race begins a conversation; the one on the page stays to be looked at."""
+        if race is not None and race.talk is not None:
+            self.talks.end(race.talk)
+        return "The next race begins a new conversation.", gr.update(visible=False)
 
     def stop(self, race: frames.Race | None) -> str:
         """The last frame of a race that was cancelled: the lanes keep what they have."""
@@ -401,22 +620,22 @@ class Handlers:
 
         asked = event._data if isinstance(event._data, dict) else {}
         lane, n = asked.get("lane"), asked.get("call")
-        if race is not None and race.id == asked.get("race") and race.load != self.loader.loads:
-            words = "another model ran this race" if race.load >= 0 else "this race came from a file"
-            words = f"This call cannot be opened: {words}. Press Race, and the calls of your own can be."
-            return frames.encode(inspect.refusal(race.id, str(lane), n if type(n) is int else 0, words))
-        if race is None or race.id != asked.get("race") or lane not in MAIN or type(n) is not int:
+        if race is None or race.id != asked.get("race") or lane not in race.lanes or type(n) is not int:
             return frames.encode(inspect.refusal("", "", 0, "There is no such call in this race."))
-        try:
-            told = inspect.answer(self.loader.model, race.trace(lane), n - 1, race.id)
-        except SpaceError as error:
-            told = inspect.refusal(race.id, lane, n, f"This call cannot be opened: {error}.")
-        return frames.encode(told)
+        loader = self.loader.of(race)
+        if loader is None or not loader.ready:
+            words = (
+                "this race came from a file" if race.foreign else "the model that ran it is loaded no more"
+            )
+            words = f"This call cannot be opened: {words}. Press Race, and the calls of your own can be."
+            return frames.encode(inspect.refusal(race.id, str(lane), n, words))
+        with loader.slots.taken() as slot:
+            return frames.encode(examine(loader.key(slot), race.trace(lane), n, race.id))
 
     def follow(self, request: gr.Request) -> list[Any]:
         """The page's fields and the arena, as the address asks: nothing runs by itself."""
         loader = self.loader
-        linked = link.read(dict(request.query_params), loader.lanes, MAX_PROMPT_CHARACTERS)
+        linked = link.read(dict(request.query_params), loader.lanes, HOSTING.limits.characters)
         values = [linked.fields.get(name, gr.skip()) for name in Request._fields]
         note = linked.note(loader.name)
         if not note:
@@ -428,7 +647,8 @@ class Handlers:
         """Link, files and code for the visitor's race, or before there is one for what the fields ask."""
         from space_core.views import share
 
-        loader, request = self.loader, Request(*fields)
+        request, loader = Request(*fields[:FIELDS]), self.loader.chosen(*fields[FIELDS:])
+        messages: Conversation = ()
         if race is not None and race.state is frames.State.RUNNING:
             raise gr.Error("The race is still running: share it when it is over.", print_exception=False)
         try:
@@ -436,16 +656,24 @@ class Handlers:
                 settings, lanes = request.settings(), read_lanes(request.lanes, loader.lanes)
                 read_prompt(request.prompt, None)
                 prompt, name, source = request.prompt, loader.name, loader.address
+                can_talk = loader.ready and can_chat(loader.model)
+                if can_talk and request.chat:
+                    messages = (Message("user", prompt),)
                 device, dtype = loader.device, loader.dtype
             else:
                 about = race.about
                 settings, lanes = race.settings, tuple(name for name in race.lanes if name not in MAIN)
+                messages = race.talk.messages if race.talk else ()
                 prompt, name = about["prompt"], about["model"]
-                source = name if race.foreign else loader.address
-                device, dtype = about["device"], about["dtype"]
+                ran = self.loader.of(race)
+                can_talk = bool(messages) or (ran is not None and ran.ready and can_chat(ran.model))
+                source = ran.address if ran is not None else name
+                device, dtype = "auto" if HOSTING.zero else about["device"], about["dtype"]
         except SpaceError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        return frames.encode(share.message(race, prompt, settings, lanes, name, source, device, dtype))
+        chat = bool(messages) if can_talk else None
+        told = share.message(race, prompt, settings, lanes, name, source, device, dtype, messages, chat)
+        return frames.encode(told)
 
     def open_trace(self, event: gr.EventData) -> tuple[Any, Any, Any]:
         """A race from a visitor's file: to the arena, the state, or a sentence at its field."""
@@ -539,28 +767,39 @@ class Benchmarks:
         chosen = [name for name in self.methods if name in methods]
         return int(count), bench.columns(chosen, [settings.k], settings.plan), settings
 
-    def run(self, count: Any, methods: Any, k: Any, tokens: Any) -> Iterator[tuple[str, Trial | None]]:
+    def run(
+        self, count: Any, methods: Any, k: Any, tokens: Any, choice: str = ""
+    ) -> Iterator[tuple[str, Trial | None]]:
         """Measure here; yields messages (`space_core.views.watching`)."""
         from space_core import prompts
         from space_core.trial import Trial
         from space_core.views import watching
 
-        while not self.loader.done.wait(0.2):
+        if HOSTING.zero:
+            words = "A GPU is lent here for one run at a time: measure on your own machine."
+            yield frames.encode(watching.failed(words)), None
+            return
+        loader = self.loader.chosen(choice)
+        while not loader.done.wait(0.2):
             yield frames.encode(watching.waiting()), None
-        model = self.loader.model
+        if not loader.ready:
+            yield frames.encode(watching.failed(loader.status()["text"])), None
+            return
         try:
             number, lines, settings = self.request(count, methods, k, tokens)
             asked = prompts.read_prompts(BENCH_PROMPTS, number)
             command = (
                 "python -m space_core bench --prompts assets/benchmarks/prompts.jsonl "
                 f"--limit {number} --methods {','.join(dict.fromkeys(str(line.method) for line in lines))} "
-                f"--k {settings.k} --max-new-tokens {settings.max_new_tokens} --model {self.loader.address}"
+                f"--k {settings.k} --max-new-tokens {settings.max_new_tokens} --model {loader.address}"
             )
-            trial = Trial(model, self.loader.draft, asked, lines, settings, self.deadline, command)
-            with closing(trial.run()) as told:
-                for progress in told:
-                    view = watching.running(progress.done, progress.total, progress.line, progress.calls)
-                    yield frames.encode(view), trial
+            with loader.slots.taken() as slot:
+                model, draft = contest.get(loader.key(slot))
+                trial = Trial(model, draft, asked, lines, settings, self.deadline, command)
+                with closing(trial.run()) as told:
+                    for progress in told:
+                        view = watching.running(progress.done, progress.total, progress.line, progress.calls)
+                        yield frames.encode(view), trial
             assert trial.end is not None
             yield frames.encode(watching.over(trial.end.value, trial.result)), trial
         except SpaceError as error:
@@ -592,11 +831,11 @@ class Builds:
     def __init__(self, loader: Loader, training: training.Training | None) -> None:
         self.loader, self.training = loader, training
 
-    def show(self) -> list[Any]:
+    def show(self, choice: str = "") -> list[Any]:
         """How the loaded checkpoint was made: its facts and curves, as far as it brings them."""
         from space_core.views import building, training
 
-        folder = Path(self.loader.source)
+        folder = Path(self.loader.chosen(choice).source)
         found = training.read(folder / "training_log.jsonl")
         try:
             manifest = json.loads((folder / "space.json").read_text(encoding="utf-8"))
@@ -643,24 +882,272 @@ class Builds:
         if self.training is not None:
             self.training.stop()
 
-    def adopt(self) -> tuple[str, gr.Timer, Any, gr.Tabs]:
-        """Race with the checkpoint that was just made."""
+    def adopt(self) -> tuple[str, str, gr.Timer, Any, gr.Tabs]:
+        """Race with the checkpoint that was just made: the choice of whoever asks, and of nobody else."""
         own = self.training
         if own is None or not own.finished:
             raise gr.Error("There is no new checkpoint to race with.", print_exception=False)
-        self.loader.switch(str(own.checkpoint))
+        choice = str(own.checkpoint)
         return (
-            json.dumps(self.loader.status()),
+            choice,
+            json.dumps(self.loader.beside(choice).status()),
             gr.Timer(active=True),
             gr.update(visible=False),
             gr.Tabs(selected="race"),
         )
 
 
+class Api:
+    """The named endpoints, for programs; each is documented by its docstring, which `view_api` shows.
+
+    They are the page's own races, on the page's own model: the same queue, the same limits, one run at a
+    time on a device.
+    """
+
+    def __init__(self, handlers: Handlers) -> None:
+        self.handlers, self.loader = handlers, handlers.loader
+
+    def _start(self, request: Request, messages: Any, top_k: Any, main: Sequence[str]) -> frames.Race:
+        """The race of a call; raises SpaceError."""
+        settings, talk = request.settings(top_k=top_k), None
+        if messages is not None:
+            if request.prompt not in ("", None):
+                raise PromptError("give a prompt or messages, not both")
+            talk = talks.Talk(read_messages(messages))
+        return self.handlers.prepare(self.loader, request, settings, talk, main)
+
+    def _race(self, request: Request, messages: Any, top_k: Any) -> Iterator[dict[str, Any]]:
+        while not self.loader.done.wait(0.2):
+            yield dict(events.waiting())
+        with titled():
+            race = self._start(request, messages, top_k, MAIN)
+            fold, tokens = events.Fold(), len(race.trace("space").prompt_ids)
+            yield from map(dict, fold.take(race.snapshot(), tokens))
+            with closing(self.handlers.run(self.loader, race, goes_on=False)) as told:
+                for frame in told:
+                    yield from map(dict, fold.take(frame, tokens))
+            yield from map(dict, fold.take(race.snapshot(), tokens))
+
+    def _generate(self, request: Request, messages: Any, top_k: Any, method: Any) -> Iterator[dict[str, Any]]:
+        while not self.loader.done.wait(0.2):
+            yield dict(events.waiting())
+        with titled():
+            if method not in MAIN:
+                raise SettingError("method", f"method must be {' or '.join(MAIN)}, not {method!r:.40}")
+            race = self._start(request, messages, top_k, (method,))
+            with closing(self.handlers.run(self.loader, race, goes_on=False)) as told:
+                for frame in told:
+                    yield dict(events.progress(frame, method))
+            rest = race.delta()
+            if rest["calls"]:
+                yield dict(events.progress(rest, method))
+            yield race.trace(method).to_json()
+
+    def race(
+        self,
+        prompt: str = "",
+        k: int = 5,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        plan: Literal["auto", "grid"] = "auto",
+        lanes: list[str] | None = None,
+        messages: list[dict[str, str]] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Race SPACE against plain decoding of the same model on one fair clock, and stream what happens
+        as events of "space-events/1": waiting, start, calls, end.
+
+        Args:
+            prompt: Text to continue.
+            k: Guesses per call, 1 to 16; a hosted page takes fewer, as models says.
+            max_new_tokens: Most new tokens of a lane, 1 to 8192; a hosted page takes fewer.
+            temperature: 0 is greedy; above, tokens are sampled.
+            top_p: Nucleus of sampling, above 0 and at most 1.
+            top_k: Keep so many likeliest tokens when sampling; 0 keeps all.
+            seed: Of the sampling.
+            plan: Rows of a call: auto for those that are worth their time, grid for the paper's.
+            lanes: Further lanes, of those that models names.
+            messages: A conversation in place of the prompt, as role and content; needs a chat model.
+
+        Returns:
+            Events, whose last one has texts, counters and the verdict.
+        """
+        request = Request(
+            prompt, k, max_new_tokens, temperature, top_p, seed, plan, [] if lanes is None else lanes
+        )
+        yield from self._race(request, messages, top_k)
+
+    def generate(
+        self,
+        prompt: str = "",
+        method: Literal["space", "vanilla"] = "space",
+        k: int = 5,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        plan: Literal["auto", "grid"] = "auto",
+        messages: list[dict[str, str]] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Continue a prompt with one method; the last answer is the whole run, text and every call, as
+        "space-trace/1", and those before it are events of type progress.
+
+        Args:
+            prompt: Text to continue.
+            method: space, or vanilla for plain decoding.
+            k: Guesses per call, 1 to 16; a hosted page takes fewer, as models says.
+            max_new_tokens: Most new tokens, 1 to 8192; a hosted page takes fewer.
+            temperature: 0 is greedy; above, tokens are sampled.
+            top_p: Nucleus of sampling, above 0 and at most 1.
+            top_k: Keep so many likeliest tokens when sampling; 0 keeps all.
+            seed: Of the sampling.
+            plan: Rows of a call: auto for those that are worth their time, grid for the paper's.
+            messages: A conversation in place of the prompt, as role and content; needs a chat model.
+
+        Returns:
+            A trace of "space-trace/1"; before it, events whose text is what is new.
+        """
+        request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, [])
+        yield from self._generate(request, messages, top_k, method)
+
+    def models(self) -> dict[str, Any]:
+        """The model that answers here, what it can do, and what may be asked of it.
+
+        Returns:
+            An object of "space-models/1": models, methods, lanes, limits.
+        """
+        loader, limits = self.loader, HOSTING.limits
+        model: dict[str, Any] = {"name": loader.name, "source": loader.address, **loader.status()}
+        del model["text"]
+        model.pop("title", None)
+        if loader.ready:
+            found = loader.model
+            model |= {
+                "device": _device_name(found),
+                "dtype": _dtype_name(found),
+                "k": found.k,
+                "context": found.context,
+                "masks": found.masks.method,
+                "chat": can_chat(found),
+            }
+        return {
+            "format": "space-models/1",
+            "models": [model],
+            "methods": list(MAIN),
+            "lanes": list(loader.lanes),
+            "limits": {
+                "k": limits.k,
+                "max_new_tokens": limits.new_tokens,
+                "prompt_characters": limits.characters,
+                "prompt_tokens": limits.prompt_tokens if HOSTING.hosted else None,  # else its context
+                "seconds": self.handlers.deadline,
+                "queue": limits.waiting,
+            },
+        }
+
+
+@contextmanager
+def titled() -> Iterator[None]:
+    """An error of ours becomes one whose title names its kind and field."""
+    try:
+        yield
+    except SpaceError as error:
+        raise gr.Error(str(error), title=events.refusal(error), print_exception=False) from None
+
+
+def api_region(handlers: Handlers) -> None:
+    """The endpoints. They share the page's queue: an API call waits while somebody races, and the reverse."""
+    api = Api(handlers)
+    device = on_device(handlers.loader)
+    gr.api(api.race, api_name="race", **device)
+    gr.api(api.generate, api_name="generate", **device)
+    gr.api(api.models, api_name="models", concurrency_limit=None)
+
+
+class Presets:
+    """Events of the published model that the build tab offers, on the owner's own machine."""
+
+    def __init__(self, loader: Loader, preset: presets.Preset) -> None:
+        self.loader, self.preset = loader, preset
+
+    def misfit(self) -> str:
+        """Why this machine should not run it, "" where it may."""
+        with IMPORTING:
+            from space_core.checkpoint import find_device
+
+        device = str(find_device(self.loader.device))
+        return self.preset.misfit(device, presets.machine_memory(device))
+
+    def offer(self) -> tuple[str, Any, Any]:
+        """Its words, its button (off where it does not fit), and the box that allows it all the same."""
+        words, why = f"`{self.preset.source}` has {self.preset.words()}.", self.misfit()
+        if why:
+            words += f" This machine {why}: it is off here."
+        return words, gr.update(interactive=not why), gr.update(visible=bool(why), value=False)
+
+    def allow(self, anyway: Any) -> dict[str, Any]:
+        return gr.update(interactive=anyway is True or not self.misfit())
+
+    def load(self, anyway: Any) -> tuple[str, str, gr.Timer, gr.Tabs]:
+        """Race with it: the choice of whoever asks. The page's own model stays, whatever becomes of this."""
+        why = "" if anyway is True else self.misfit()
+        if why:
+            words = f"{self.preset.source} has {self.preset.words()}, and this machine {why}."
+            raise gr.Error(words, print_exception=False)
+        choice = self.preset.source
+        chip = json.dumps(self.loader.beside(choice).status())
+        return choice, chip, gr.Timer(active=True), gr.Tabs(selected="race")
+
+
+# ---------------------------------------------------------------- on whose GPU, and what fails there
+
+
+def on_gpu(task: Callable[..., Any], duration: Any) -> Callable[..., Any]:
+    """On ZeroGPU the task with a GPU lent for its time (seconds, or from its arguments); else the task."""
+    return task if spaces is None else spaces.GPU(duration=duration)(task)  # type: ignore[no-any-return]
+
+
+def open_call(key: str, trace: Trace, n: int, race_id: str) -> dict[str, Any]:
+    """A message about call n of a finished run, from 1: its rows are computed once more."""
+    from space_core.views import inspect
+
+    try:
+        return inspect.answer(contest.get(key)[0], trace, n - 1, race_id)
+    except SpaceError as error:
+        return {**inspect.refusal(race_id, trace.method, n, f"This call cannot be opened: {error}.")}
+
+
+run_race = on_gpu(contest.run, contest.duration)
+examine = on_gpu(open_call, 15)
+
+
+class Page(gr.Blocks):
+    """Blocks whose every event fails in words: an error of ours says it, a defect goes to the log."""
+
+    async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **named: Any) -> dict[str, Any]:
+        if isinstance(block_fn, int):
+            block_fn = self.fns[block_fn]
+        if not isinstance(inputs, list) or len(inputs) < len(block_fn.inputs):
+            words = f"This event takes {len(block_fn.inputs)} values as its data: /config lists them."
+            raise gr.Error(words, print_exception=False)
+        try:
+            return await super().process_api(block_fn, inputs, *args, **named)
+        except gr.Error:
+            raise
+        except SpaceError as error:
+            words = str(error)
+        except Exception as error:
+            words = hosting.sorry(hosting.report(error, HOSTING.hosted))
+        raise gr.Error(words, print_exception=False)
+
+
 # ---------------------------------------------------------------- the page, top to bottom
 
 
-def header(handlers: Handlers) -> tuple[gr.HTML, gr.Timer]:
+def header(handlers: Handlers, choice: gr.State) -> tuple[gr.HTML, gr.Timer]:
     """The chip, and the timer that asks what it says while a model loads."""
     with gr.Row(elem_id="header", equal_height=True):
         gr.Markdown(
@@ -678,7 +1165,7 @@ def header(handlers: Handlers) -> tuple[gr.HTML, gr.Timer]:
         )
         poll = gr.Timer(0.7)
     poll.tick(
-        handlers.status, None, [chip, poll], queue=False, show_progress="hidden", api_visibility="private"
+        handlers.status, choice, [chip, poll], queue=False, show_progress="hidden", api_visibility="private"
     )
     return chip, poll
 
@@ -704,19 +1191,50 @@ def prompt_region() -> gr.Textbox:
     return prompt
 
 
+class TalkRow(NamedTuple):
+    """The row of a model that can hold a conversation; hidden with any other."""
+
+    row: gr.Row
+    chat: gr.Checkbox
+    told: gr.Markdown
+    end: gr.Button
+
+
+def talk_region() -> TalkRow:
+    with gr.Row(visible=False, elem_id="talk") as row:
+        chat = gr.Checkbox(True, label="As a conversation", min_width=150, scale=0, elem_id="chat")
+        told = gr.Markdown("", elem_id="talk-told")
+        end = gr.Button("New conversation", visible=False, size="sm", scale=0, elem_id="talk-end")
+    return TalkRow(row, chat, told, end)
+
+
 def settings_region(further: Sequence[str]) -> dict[str, gr.components.Component]:
     """The knobs, by the request's fields; `further` are the lanes that can be added."""
+    heat, mass = CHOICES[FIRST_CHOICE]
     with gr.Row(elem_classes="knobs"):
         k = gr.Slider(1, 8, 5, step=1, label="Guesses per call (k)", min_width=120, elem_id="k")
         budget = gr.Slider(16, 512, 128, step=16, label="New tokens", min_width=120, elem_id="budget")
     with gr.Row(elem_classes="knobs"):
         temperature = gr.Slider(
-            0, 1.5, 0, step=0.1, label="Temperature (0 = greedy)", min_width=120, elem_id="temperature"
+            0, 1.5, heat, step=0.1, label="Temperature (0 = greedy)", min_width=120, elem_id="temperature"
         )
         seed = gr.Number(0, precision=0, label="Seed", min_width=120, elem_id="seed")
+    choice = gr.Radio(
+        [("greedy: both texts equal", "greedy"), ("sampled: fewer loops", "sampled")],
+        value=FIRST_CHOICE,
+        show_label=False,
+        label="How the next token is chosen",
+        container=False,
+        elem_id="choice",
+    )
     with gr.Accordion("More settings", open=False, elem_id="more"):
+        gr.Markdown(
+            "Greedy texts can be compared token by token. But a small model then often writes in loops, "
+            "and loops are easy to guess: the gain flatters. Sampled (temperature 0.7, top-p 0.95) it "
+            "seldom does; both lanes draw from the same distribution, and their texts differ by chance."
+        )
         with gr.Row(elem_classes="knobs"):
-            top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", min_width=120, elem_id="top-p")
+            top_p = gr.Slider(0.05, 1, mass, step=0.05, label="Top-p", min_width=120, elem_id="top-p")
             plan = gr.Radio(
                 [("only rows worth their time", str(Plan.AUTO)), ("the paper’s (k+1)² grid", str(Plan.GRID))],
                 value=str(Plan.AUTO),
@@ -730,6 +1248,8 @@ def settings_region(further: Sequence[str]) -> dict[str, gr.components.Component
             label="Further lanes, by transformers’ own generate",
             elem_id="lanes",
         )
+    choice.input(choose, choice, [temperature, top_p], preprocess=False, **PLUMBING)
+    temperature.change(chosen, temperature, choice, preprocess=False, **PLUMBING)
     return {
         "k": k,
         "max_new_tokens": budget,
@@ -784,7 +1304,7 @@ def figures_region() -> list[gr.Plot]:
         ]
 
 
-def race_tab(page: gr.Blocks, handlers: Handlers) -> None:
+def race_tab(page: gr.Blocks, handlers: Handlers, choice: gr.State, poll: gr.Timer) -> None:
     loader = handlers.loader
     with gr.Row(elem_id="request"):
         prompt = prompt_region()
@@ -794,28 +1314,29 @@ def race_tab(page: gr.Blocks, handlers: Handlers) -> None:
                 go = gr.Button("Race", variant="primary", elem_id="race")
                 halt = gr.Button("Stop", elem_id="stop")
                 give = gr.Button("Share", elem_id="share")
+    talk = talk_region()
     arena = arena_region()
     share = share_region()
     inspector = inspector_region()
     figures = figures_region()
     race = gr.State(None, time_to_live=3600)
 
-    fields = {"prompt": prompt, **settings}
+    fields = {"prompt": prompt, **settings, "chat": talk.chat}
     inputs = [fields[name] for name in Request._fields]
     racing = gr.on(
         [go.click, prompt.submit],
         handlers.race,
-        inputs,
+        [*inputs, choice, race],
         [arena, race],
         validator=handlers.check,
         preprocess=False,  # `Settings` judges the raw values, with better words
-        concurrency_limit=1,  # two visitors must never time each other
-        concurrency_id="device",
+        **on_device(loader),
         show_progress="minimal",
-        api_name="race",
+        api_name="page_race",
         api_visibility="private",
     )
     racing.then(handlers.figures, race, figures, **PLUMBING)
+    talking(handlers, talk, prompt, race, choice, poll, racing)
     stopping = halt.click(handlers.stop, race, arena, cancels=[racing], **PLUMBING)
     stopping.then(handlers.figures, race, figures, **PLUMBING)
     arena.resend(handlers.resend, race, arena, **PLUMBING)
@@ -823,15 +1344,29 @@ def race_tab(page: gr.Blocks, handlers: Handlers) -> None:
         handlers.inspect,
         race,
         inspector,
-        concurrency_limit=1,
-        concurrency_id="device",  # it waits while somebody races
+        **on_device(loader),  # it waits while somebody races
         show_progress="hidden",
         api_visibility="private",
     )
     page.load(handlers.follow, None, [*inputs, arena], **PLUMBING)
-    give.click(handlers.share, [race, *inputs], share, preprocess=False, **PLUMBING)
+    give.click(handlers.share, [race, *inputs, choice], share, preprocess=False, **PLUMBING)
     opening = share.bring(handlers.open_trace, None, [arena, race, share], **PLUMBING)
     opening.then(handlers.figures, race, figures, **PLUMBING)
+
+
+def talking(
+    handlers: Handlers,
+    talk: TalkRow,
+    prompt: gr.Textbox,
+    race: gr.State,
+    choice: gr.State,
+    poll: gr.Timer,
+    racing: Any,
+) -> None:
+    """Events of a conversation: offered by a model that can, told after each race, ended by its button."""
+    poll.tick(handlers.offer_talk, choice, talk.row, **PLUMBING)
+    racing.then(handlers.turn, race, [talk.told, prompt, talk.end], **PLUMBING)
+    talk.end.click(handlers.end_talk, race, [talk.told, talk.end], **PLUMBING)
 
 
 def learn_region() -> gr.HTML:
@@ -850,7 +1385,7 @@ def plots(*names: str) -> list[gr.Plot]:
         return [gr.Plot(visible=False, show_label=False, min_width=320, elem_id=name) for name in names]
 
 
-def benchmark_tab(tab: gr.Tab, handlers: Benchmarks) -> None:
+def benchmark_tab(tab: gr.Tab, handlers: Benchmarks, choice: gr.State) -> None:
     choices = handlers.choices()
     gr.Markdown("## Measured before", elem_classes="section")
     chosen = gr.Dropdown(
@@ -903,11 +1438,10 @@ def benchmark_tab(tab: gr.Tab, handlers: Benchmarks) -> None:
     chosen.input(handlers.show, chosen, figures, preprocess=False, **PLUMBING)
     running = go.click(
         handlers.run,
-        [count, methods, k, tokens],
+        [count, methods, k, tokens, choice],
         [panel, trial],
         preprocess=False,
-        concurrency_limit=1,
-        concurrency_id="device",  # nobody races meanwhile
+        **on_device(handlers.loader),  # nobody races there meanwhile
         show_progress="minimal",
         api_name="benchmark",
         api_visibility="private",
@@ -925,7 +1459,9 @@ def build_panel(name: str) -> gr.HTML:
     )
 
 
-def build_tab(tab: gr.Tab, tabs: gr.Tabs, chip: gr.HTML, poll: gr.Timer, handlers: Builds) -> None:
+def build_tab(
+    tab: gr.Tab, tabs: gr.Tabs, chip: gr.HTML, poll: gr.Timer, handlers: Builds, choice: gr.State
+) -> None:
     gr.Markdown(
         "## The model that races\nA base learns Python and writes its own continuations; its masks learn to "
         "guess those.",
@@ -933,7 +1469,7 @@ def build_tab(tab: gr.Tab, tabs: gr.Tabs, chip: gr.HTML, poll: gr.Timer, handler
     )
     made = build_panel("made")
     curves = plots("base-figure", "masks-figure", "tokens-figure")
-    tab.select(handlers.show, None, [made, *curves], **PLUMBING)
+    tab.select(handlers.show, choice, [made, *curves], **PLUMBING)
     if handlers.training is None:
         gr.Markdown(
             "## Build your own\nTraining is switched off here. On a machine of your own: "
@@ -956,32 +1492,53 @@ def build_tab(tab: gr.Tab, tabs: gr.Tabs, chip: gr.HTML, poll: gr.Timer, handler
         handlers.run,
         None,
         [live, adopt],
-        concurrency_limit=1,
-        concurrency_id="device",  # a race beside it would be no race
+        **on_device(handlers.loader),  # a race beside it would be no race
         show_progress="minimal",
         api_name="train",
         api_visibility="private",
     )
     halt.click(handlers.stop, None, None, **PLUMBING)
-    adopt.click(handlers.adopt, None, [chip, poll, adopt, tabs], **PLUMBING)
+    adopt.click(handlers.adopt, None, [choice, chip, poll, adopt, tabs], **PLUMBING)
+
+
+def on_device(loader: Loader) -> dict[str, Any]:
+    """Of events that use a device: as many at once as there are, so that no two time each other."""
+    return {"concurrency_limit": len(loader.slots), "concurrency_id": "device"}
+
+
+def preset_region(
+    tab: gr.Tab, tabs: gr.Tabs, chip: gr.HTML, poll: gr.Timer, handlers: Presets, choice: gr.State
+) -> None:
+    gr.Markdown("## The authors’ own model", elem_classes="section")
+    told = gr.Markdown("", elem_classes="section", elem_id="preset-told")
+    with gr.Row(elem_id="preset-buttons"):
+        go = gr.Button("Load and race with it", interactive=False, elem_id="preset-load")
+        anyway = gr.Checkbox(False, label="Load it all the same", visible=False, elem_id="preset-anyway")
+    tab.select(handlers.offer, None, [told, go, anyway], **PLUMBING)
+    anyway.input(handlers.allow, anyway, go, preprocess=False, **PLUMBING)
+    go.click(handlers.load, anyway, [choice, chip, poll, tabs], preprocess=False, **PLUMBING)
 
 
 def build(loader: Loader, deadline: float = 120.0, training: training.Training | None = None) -> gr.Blocks:
     """The page and its events; a race may hold the device for `deadline` seconds."""
     handlers = Handlers(loader, deadline)
-    page = gr.Blocks(title="SPACE: same text, fewer calls", analytics_enabled=False)
+    page = Page(title="SPACE: same text, fewer calls", analytics_enabled=False)
     with page:
-        chip, poll = header(handlers)
+        choice = gr.State("")  # the model that this visitor races with, where it is not the page's own
+        chip, poll = header(handlers, choice)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Race", id="race"):
-                race_tab(page, handlers)
+                race_tab(page, handlers, choice, poll)
             with gr.Tab("Learn", id="learn"):
                 learn_region()
             with gr.Tab("Benchmark", id="benchmark") as tab:
-                benchmark_tab(tab, Benchmarks(loader, deadline))
+                benchmark_tab(tab, Benchmarks(loader, deadline), choice)
             with gr.Tab("Build", id="build") as tab:
-                build_tab(tab, tabs, chip, poll, Builds(loader, training))
-        page.queue(max_size=QUEUE)
+                build_tab(tab, tabs, chip, poll, Builds(loader, training), choice)
+                if training is not None and not HOSTING.hosted:  # the owner's own machine
+                    preset_region(tab, tabs, chip, poll, Presets(loader, presets.OFFICIAL), choice)
+        api_region(handlers)
+        page.queue(max_size=HOSTING.limits.waiting)
     return page
 
 
@@ -1007,6 +1564,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--device", default=env("SPACE_DEVICE", "auto"), help="auto, cpu, cuda or mps")
     parser.add_argument(
+        "--devices",
+        default=env("SPACE_DEVICES"),
+        metavar="D,D",
+        help="several, such as cuda:0,cuda:1: one race on each at a time, visitors spread over them",
+    )
+    parser.add_argument(
         "--dtype",
         default=env("SPACE_DTYPE", "float32"),
         choices=("float64", "float32", "bfloat16", "float16"),
@@ -1020,22 +1583,39 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--host", default=None, help="address to serve on; this machine only by default")
     parser.add_argument("--port", type=int, default=None, help="7860 by default, or the next free one")
     parser.add_argument(
-        "--deadline", type=float, default=env("SPACE_DEADLINE", "120"), help="seconds that a race may take"
+        "--deadline",
+        type=float,
+        default=env("SPACE_DEADLINE", str(HOSTING.limits.seconds)),
+        help="seconds that a race may take",
     )
     parser.add_argument(
         "--allow-training", action="store_true", help="offer training on a hosted page too, where it is off"
     )
+    parser.add_argument(
+        "--mcp", action="store_true", help='offer the API to agents, as an MCP server (needs "gradio[mcp]")'
+    )
     options = parser.parse_args(arguments)
+    if not 0 < options.deadline <= 3600:
+        parser.error("--deadline must lie in 0..3600 seconds")
+    if options.mcp and importlib.util.find_spec("mcp") is None:
+        parser.error('--mcp needs an extra that is not installed here: pip install "gradio[mcp]"')
     try:
         source = options.model or str(default_checkpoint())
+        slots = Slots(devices.parse(options.devices) if options.devices else (options.device,))
+        for name in filter(None, (source, options.draft_model)):
+            HOSTING.source(name)
     except CheckpointError as error:
         parser.error(str(error))
+    if HOSTING.hosted:
+        hosting.keep_words_out_of_the_log()
 
-    loader = Loader(source, options.device, options.dtype, options.draft_model)
+    loader = Loader(source, slots.devices[0], options.dtype, options.draft_model, slots)
     trains = (HERE / "finetune").is_dir()  # an installed copy has no recipes
     trains = trains and training.allowed(os.environ, options.allow_training)
     own = training.Training(HERE) if trains else None
     page = build(loader, options.deadline, own)
+    if HOSTING.zero:
+        loader.load()  # launching packs what is loaded for the processes that get a GPU
     page.launch(
         server_name=options.host,
         server_port=options.port,
@@ -1046,10 +1626,21 @@ def main(arguments: list[str] | None = None) -> None:
         footer_links=[],
         run_history=False,
         ssr_mode=False,
+        share=False,
         max_file_size="1mb",
+        enable_monitoring=False,
+        state_session_capacity=HOSTING.limits.sessions,
+        app_kwargs={"middleware": [Middleware(Guard, HOSTING.hosted, HOSTING.limits.body, page.fns)]},
+        mcp_server=options.mcp,
     )
-    loader.start()  # behind the served page: importing torch would hold it up
-    page.block_thread()
+    if not HOSTING.zero:
+        loader.start()  # behind the served page: importing torch would hold it up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what follows is done then too
+    try:
+        page.block_thread()
+    finally:
+        if own is not None:
+            own.close()
 
 
 if __name__ == "__main__":

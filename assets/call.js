@@ -15,6 +15,8 @@ const LOOK = {
   first: "The masks behind the prompt’s last token ask what stands one place further on, two places, and so on. What they guess are drafts: the next call checks them.",
   plain: "With every call all weights of the model travel through the machine, here for a single row.",
   cells: "Point at a cell, or walk with the arrow keys: it says why its row may or may not see its column.",
+  checked: "A lane of transformers: its drafts came from elsewhere and are checked as SPACE checks its own. There are no masks, so this call guesses nothing for the next one.",
+  chain: "The triangle of plain decoding: each draft sees all that stands before it, and nothing behind. So checking gives what plain decoding gives.",
   alone: "Plain decoding has one row, which sees all that stands before it.",
   map: "The blocks on the diagonal are the groups: no group sees another, and no real row sees a mask. So checking gives what plain decoding gives.",
 };
@@ -35,8 +37,8 @@ class CallGrid {
     table.setAttribute("aria-label", "Rows of the call");
     table.style.setProperty("--k", this.k || 1);
     table.append(this.heading());
-    const first = !call.cached || !this.k; // a first call has no drafts by its nature
-    const lines = first ? 1 : Math.max(this.k + 1, call.chain.length);
+    const first = !call.cached || !this.k; // SPACE's first call has no drafts by its nature
+    const lines = Math.max(first ? 1 : this.k + 1, call.chain.length);
     for (let at = 0; at < lines; at += 1) table.append(this.line(at));
     table.addEventListener("pointerover", (event) => {
       const place = event.target.closest("[data-row]");
@@ -52,7 +54,7 @@ class CallGrid {
   }
 
   look() {
-    if (!this.k) return LOOK.plain;
+    if (!this.k) return this.call.chain.length > 1 ? LOOK.checked : LOOK.plain;
     if (!this.call.cached) return LOOK.first;
     return this.call.next === "masks" ? LOOK.grid : LOOK.unused;
   }
@@ -160,6 +162,7 @@ class SightMap {
     this.call = call;
     this.reasons = reasons;
     this.rows = call.structure.rows;
+    this.masked = this.rows.some((row) => row.slot);
     this.root = make("figure", "sight");
     const pairs = this.rows.length * (this.rows.length + 1);
     const rows = counted(this.rows.length, "row");
@@ -171,9 +174,14 @@ class SightMap {
     this.rest();
     const scroll = make("div", "scroll");
     scroll.append(this.grid);
-    const look = make("p", "look", this.rows.length > 1 ? LOOK.map : LOOK.alone);
+    const look = make("p", "look", this.look());
     this.root.append(make("figcaption", "", words), scroll, this.sentence, this.key(), look);
     this.root.dataset.cells = pairs;
+  }
+
+  look() {
+    if (this.rows.length === 1) return LOOK.alone;
+    return this.masked ? LOOK.map : LOOK.chain;
   }
 
   before() {
@@ -307,7 +315,7 @@ class SightMap {
     for (const [mark, words] of [
       ["cached", this.call.cached ? "the cache" : "the prompt"],
       ["text", "a real row"],
-      ["own", "a mask of its own group"],
+      ...(this.masked ? [["own", "a mask of its own group"]] : []),
       ["", "not seen"],
       ...(leaks ? [["leak", "seen, against SPACE’s rule"]] : []),
     ]) {

@@ -88,24 +88,29 @@ class Chart {
     this.svg.setAttribute("width", width);
     this.bars.setAttribute("transform", `translate(${Chart.left} 0) scale(${step} 1)`);
 
-    this.grid.replaceChildren();
-    this.notes.replaceChildren();
-    const ceiling = this.k + 1;
-    const every = Math.ceil(ceiling / 4);
-    for (let tokens = 0; tokens <= ceiling; tokens += every) this.tick(tokens, width);
-    this.rule(ceiling, width);
-
+    if (this.ruled !== `${width} ${this.k}`) this.ruleAll(width);
     let sum = 0;
     const points = this.counts.slice(0, this.shown).map((count, index) => {
       sum += count;
       return `${x(index + 0.5)},${this.y(sum / (index + 1))}`;
     });
     this.mean.setAttribute("points", points.join(" "));
-    if (!this.shown) return;
     const mean = sum / this.shown;
+    this.meanNote.textContent = this.shown ? `mean ${mean.toFixed(2)}` : "";
     // Where the ceiling's note is near, the mean makes room.
-    const y = Math.max(this.y(mean) + 4, this.y(ceiling) + 18);
-    this.note("mean-note", width - Chart.right + 8, y, `mean ${mean.toFixed(2)}`);
+    if (this.shown) this.meanNote.setAttribute("y", Math.max(this.y(mean) + 4, this.y(this.k + 1) + 18));
+  }
+
+  // What stays while calls come: rules, their labels, the places of the notes.
+  ruleAll(width) {
+    this.ruled = `${width} ${this.k}`;
+    this.grid.replaceChildren();
+    this.notes.replaceChildren();
+    const ceiling = this.k + 1;
+    const every = Math.ceil(ceiling / 4);
+    for (let tokens = 0; tokens <= ceiling; tokens += every) this.tick(tokens, width);
+    this.rule(ceiling, width);
+    this.meanNote = this.note("mean-note", width - Chart.right + 8, 0, "");
   }
 
   tick(tokens, width) {
@@ -128,5 +133,6 @@ class Chart {
     const node = draw("text", { class: className, x, y });
     node.textContent = text;
     this.notes.append(node);
+    return node;
   }
 }

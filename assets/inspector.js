@@ -110,10 +110,9 @@ class Inspector {
   }
 
   paint() {
-    const { lane, call, calls, k } = this.detail;
+    const { lane, name, call, calls, k } = this.detail;
     const answer = this.answer();
-    const name = lane === "space" ? "SPACE" : "vanilla";
-    this.title.textContent = `Inside call ${call} of ${calls}, ${name}`;
+    this.title.textContent = `Inside call ${call} of ${calls}, ${lane === "space" ? name : name.toLowerCase()}`;
     this.previous.disabled = call <= 1;
     this.next.disabled = call >= calls;
     this.tell(call);

@@ -70,6 +70,11 @@ class Lane {
     this.pending = make("span", "pending");
     this.empty = make("p", "empty", words.empty);
     this.box.append(this.empty, this.prompt, this.out, this.rest, this.cursor, this.pending);
+    // Whether the end is in sight, and stays so: asked when somebody scrolls, never while tokens come.
+    this.following = true;
+    this.box.addEventListener("scroll", () => {
+      this.following = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 24;
+    });
     this.box.addEventListener("pointerover", (event) => this.explain(event.target.closest(".tok")));
     this.box.addEventListener("click", (event) => {
       const token = event.target.closest(".tok");
@@ -107,6 +112,7 @@ class Lane {
     this.opened = Infinity; // the call that stands open below, if it is one of these
     this.last = { stop: null, rest: "" };
     this.budget = about?.budget ?? 0;
+    this.marked = {}; // tokens that have a class of one call, by its name
     this.tabbed = false; // whether its tokens can be walked
     this.stop = null; // the token that Tab goes to
     this.prompt.textContent = about?.prompt ?? "";
@@ -118,7 +124,8 @@ class Lane {
     this.flag.textContent = "";
     this.root.classList.remove("over");
     this.count(0);
-    this.box.scrollTop = this.box.scrollHeight;
+    this.following = true;
+    this.follow();
   }
 
   keep(call) {
@@ -149,7 +156,6 @@ class Lane {
   }
 
   write(calls, ended) {
-    const follow = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 24;
     if (calls < this.shown) this.cut(calls);
     const fresh = this.calls.slice(this.shown, calls).flatMap((call) => this.spelled(call));
     this.out.append(...fresh);
@@ -164,7 +170,12 @@ class Lane {
     this.mark("now", calls);
     this.mark("open", this.opened);
     if (this.tabbed) this.rove(this.stop?.isConnected ? this.stop : null);
-    if (follow) this.box.scrollTop = this.box.scrollHeight;
+  }
+
+  // Scroll to the end where it was in sight. Apart from `show`: it makes the browser lay the text out,
+  // and once for all lanes is enough.
+  follow() {
+    if (this.following) this.box.scrollTop = this.box.scrollHeight;
   }
 
   spelled(call) {
@@ -239,11 +250,14 @@ class Lane {
 
   // The tokens of one call, and no others, get a class.
   mark(name, call) {
-    for (const token of this.out.querySelectorAll(`.${name}`)) token.classList.remove(name);
+    for (const token of this.marked[name] ?? []) token.classList.remove(name);
+    this.marked[name] = [];
     for (let token = this.out.lastChild; token; token = token.previousSibling) {
       const its = Number(token.dataset.call);
       if (its < call) break;
-      if (its === call) token.classList.add(name);
+      if (its !== call) continue;
+      token.classList.add(name);
+      this.marked[name].push(token);
     }
   }
 
@@ -287,6 +301,7 @@ class Lane {
       token.title = `${where} · guess ${slot + 1} of ${drafts.length} · ${this.basis(drafts[slot])} · accepted`;
     } else if (token.classList.contains("corrected")) {
       const guess = drafts[call.accepted];
+      token.dataset.was = visible(guess[0]) || "◌"; // struck through above the token, by CSS
       token.title = `${where} · guess ${call.accepted + 1} of ${drafts.length}, ${quoted(guess[0])} (${this.basis(guess)}), was rejected · this is the model’s own token`;
     } else if (token.classList.contains("bonus")) {
       const all = ["the one guess", "both guesses"][drafts.length - 1] ?? `all ${drafts.length} guesses`;

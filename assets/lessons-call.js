@@ -16,9 +16,12 @@ class GridPuzzle extends CallGrid {
     const slot = make("button", "slot", "put a card here");
     slot.type = "button";
     slot.setAttribute("aria-label", `Behind ${this.call.structure.rows[at].name}: empty`);
-    group.replaceWith(slot);
+    const cell = make("div", "slot-cell");
+    cell.setAttribute("role", "cell");
+    cell.append(slot);
+    group.replaceWith(cell);
     this.places ??= [];
-    this.places[at] = { group, slot, card: null };
+    this.places[at] = { group, slot, cell, card: null };
     return line;
   }
 
@@ -103,7 +106,7 @@ class GridLesson extends Lesson {
       this.cards.find((card) => !card.node.hidden).node.focus({ preventScroll: true });
       return;
     }
-    for (const { slot, group } of this.grid.places) slot.replaceWith(group);
+    for (const { cell, group } of this.grid.places) cell.replaceWith(group);
     this.tray.hidden = true;
     this.task.say(this.step.built, "right");
     if (this.step.opened.group === null) return this.done();

@@ -29,6 +29,7 @@ class Arena {
     this.recording = null;
     this.over = false;
     this.asked = 0;
+    this.later = 0; // the painting that waits for the browser's next picture
     this.goal = null; // the call that a link asks for, and of which prompt
     this.lanes = new Map();
     this.chart = new Chart((lane, call) => this.open(lane, call));
@@ -53,10 +54,23 @@ class Arena {
     legend.setAttribute("aria-label", "What the marks mean");
     for (const [mark, name, meaning] of LEGEND) {
       const item = make("li");
-      item.append(make("span", `tok ${mark}`, name), make("span", "meaning", meaning));
+      item.append(this.filter(mark, name), make("span", "meaning", meaning));
       legend.append(item);
     }
     return legend;
+  }
+
+  // A mark of the legend shows or hides its like in lanes and chart.
+  filter(mark, name) {
+    const key = make("button", `tok ${mark}`, name);
+    key.type = "button";
+    key.title = `Show or hide the mark “${name}”`;
+    key.setAttribute("aria-pressed", "true");
+    key.addEventListener("click", () => {
+      const hidden = this.root.classList.toggle(`without-${mark}`);
+      key.setAttribute("aria-pressed", String(!hidden));
+    });
+    return key;
   }
 
   judgement() {
@@ -116,7 +130,8 @@ class Arena {
     this.root.dataset.state = frame.state;
     if (frame.verdict) this.judge(frame.verdict, this.sentence);
     if (this.over && whole && this.replay.asleep) this.settle();
-    else this.paint();
+    else if (this.over) this.paint();
+    else this.later ||= requestAnimationFrame(() => this.paint()); // frames that come at once are painted once
   }
 
   // A race is over, or came whole from a file: it can be replayed.
@@ -215,12 +230,15 @@ class Arena {
 
   // The arena at its position: that of the replay, or while a race runs, all there is.
   paint() {
+    cancelAnimationFrame(this.later);
+    this.later = 0;
     const { timeline, unit, at, ended } = this.replay;
     for (const lane of this.lanes.values()) {
       const calls = timeline ? timeline.shown(lane, unit, at) : lane.known;
       const last = calls === lane.known && (this.over || lane.last.stop !== null);
       lane.show(calls, last, timeline ? timeline.clock(lane, unit, at) : undefined);
     }
+    for (const lane of this.lanes.values()) lane.follow();
     const space = this.lanes.get("space");
     this.chart.show(space.calls.slice(0, space.known), space.shown);
     this.root.dataset.call = this.over && !ended ? space.shown : "";
@@ -264,10 +282,11 @@ class Arena {
 
   // Have a call opened below the lanes, once the race is over.
   open(lane, call) {
-    if (!this.over || !call || !MAIN.includes(lane) || props.offline) return;
+    if (!this.over || !call || props.offline) return;
     const detail = {
       race: this.race,
       lane,
+      name: this.lanes.get(lane).name,
       call,
       calls: this.lanes.get(lane).known,
       k: this.about.k,

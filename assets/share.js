@@ -53,6 +53,11 @@ class Share {
     return `${location.origin}${location.pathname}?${message.query}${step}`;
   }
 
+  // Where this page's API is, as one quoted word of a shell.
+  api() {
+    return `${location.origin}${location.pathname}`.replace(/\/*$/, "/gradio_api/call").replaceAll("'", "%27");
+  }
+
   copier(id, words, text) {
     const key = make("button", "wide key", words);
     key.type = "button";
@@ -151,6 +156,7 @@ class Share {
     for (const [id, words] of [
       ["python", "Python"],
       ["command", "Command line"],
+      ["curl", "curl"],
     ]) {
       const head = make("div", "share-line");
       head.append(make("h4", "", words), this.copier(`copy-${id}`, "Copy", () => this[id].textContent));
@@ -185,6 +191,7 @@ class Share {
     else this.card.removeAttribute("src");
     this.python.textContent = message.python;
     this.command.textContent = message.command;
+    this.curl.textContent = `url='${this.api()}'\n${message.curl}`;
     this.codeNote.textContent = message.code_note;
     this.open();
   }

@@ -31,6 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from finetune.lock import LOCK_FILE, Pin, pip_download, read_lock, sha256_file
+from space_core.errors import SpaceError
 
 DECONTAMINATION_FILE = Path(__file__).with_name("decontaminate.json")
 
@@ -63,7 +64,7 @@ _LICENCE_WORDS = re.compile(
 )
 
 
-class CorpusError(RuntimeError):
+class CorpusError(SpaceError, RuntimeError):
     """A locked file could not be had, or is not the file that was locked."""
 
 

@@ -28,6 +28,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from space_core.errors import SpaceError
+
 LOCK_FILE = Path(__file__).with_name("corpus.lock.json")
 FORMAT = "space-corpus-lock/1"
 
@@ -61,7 +63,7 @@ WHEEL_OPTIONS = (
 )
 
 
-class LicenceRefused(ValueError):
+class LicenceRefused(SpaceError, ValueError):
     """The package's metadata names no licence of the permissive list."""
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from space_core.errors import SpaceError
+
 FOLDER = Path(__file__).parent / "recipes"
 
 
-class RecipeError(ValueError):
+class RecipeError(SpaceError, ValueError):
     """A recipe is missing or holds a wrong key or value."""
 
 

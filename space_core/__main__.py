@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from space_core.bundled import page
-from space_core.commands import bench, generate, inspect, race, verify
+from space_core.commands import bench, chat, generate, inspect, race, verify
 from space_core.errors import SpaceError
 from space_core.visible import visible
 
@@ -56,6 +56,10 @@ a model writes are shown, never obeyed.
 GENERATE = """\
 Decode one prompt. The text goes to standard output, one line of numbers to standard error; with --json a
 whole run goes to standard output: every call with its drafts, what stood, rows and seconds.
+"""
+CHAT = """\
+Talk with a model that has a chat template: each line of standard input is a turn. What was said stays in
+the cache, so a turn reads only what is new. /new begins anew, Ctrl-D ends.
 """
 INSPECT = """\
 Open one call: what each row is, where it stands, what it predicted, what became of it, and the attention
@@ -146,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     for add, name, short, about in (
         (race.add, "race", "SPACE against plain decoding, live in the terminal", RACE),
         (generate.add, "generate", "decode one prompt", GENERATE),
+        (chat.add, "chat", "talk with an instruct model, a line a turn", CHAT),
         (inspect.add, "inspect", "one call: its rows, and who sees whom", INSPECT),
         (verify.add, "verify", "is decoding lossless with this model, on this device?", VERIFY),
         (bench.add, "bench", "measure methods on prompts, or calls by their rows", BENCH),

@@ -26,10 +26,11 @@ import transformers
 
 import space_core
 from space_core import peers
+from space_core.conversation import answer
 from space_core.decoders import space, vanilla
 from space_core.errors import PromptError, SettingError
 from space_core.model import SpaceModel
-from space_core.prompts import Prompt, answer, turn_ids
+from space_core.prompts import Prompt, turn_ids
 from space_core.scores import Run, Skip, Summary, summary, to_json
 from space_core.settings import MAX_SEED, Plan, Settings
 from space_core.trace import Step, Trace

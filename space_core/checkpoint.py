@@ -313,7 +313,7 @@ def write_custom_generate(folder: str | Path) -> Path:
     """Put `custom_generate/generate.py` and its requirements into a checkpoint's folder; returns where.
 
     With it, and space_core installed, a published checkpoint decodes with SPACE by
-    `model.generate(…, custom_generate="owner/model", trust_remote_code=True)`. `save` does it.
+    `model.generate(…, custom_generate="owner/model")` for whoever trusts its code. `save` does it.
     """
     target = Path(folder) / CUSTOM.name
     target.mkdir(parents=True, exist_ok=True)

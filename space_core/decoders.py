@@ -27,6 +27,7 @@ from space_core.cache import BlockCache
 from space_core.errors import UnsupportedModelError
 from space_core.layout import Layout
 from space_core.lookup import Lookup
+from space_core.memory import Memory
 from space_core.model import Judged, SpaceModel
 from space_core.planner import AutoPlanner, GridPlanner, Planner
 from space_core.planner import Plan as PlannedCall
@@ -39,14 +40,23 @@ HOPELESS, HOPELESS_UNTOLD = 0.1, 0.02
 head, and one in ten of them would be right. Masks that were told nothing are less sure than they could be."""
 
 
-def vanilla(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) -> Iterator[Step]:
+def vanilla(
+    model: SpaceModel, prompt_ids: Sequence[int], settings: Settings, memory: Memory | None = None
+) -> Iterator[Step]:
     """Plain decoding: one call, one token.
+
+    Args:
+        memory: of a conversation whose earlier turns need not be read again; changes no output.
 
     Raises:
         PromptError: at the first step, for a prompt that is empty or fills the context.
     """
-    run = _Run(model, prompt_ids, settings, stream=0)
-    fed = list(prompt_ids)
+    with _Run(model, prompt_ids, settings, stream=0, memory=memory) as run:
+        yield from _vanilla(run)
+
+
+def _vanilla(run: _Run) -> Iterator[Step]:
+    model, fed = run.model, list(run.prompt_ids[run.known :])
     while True:
         start = model.clock()
         layout = Layout.plain(len(fed))
@@ -58,22 +68,29 @@ def vanilla(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) ->
             return
 
 
-def space(model: SpaceModel, prompt_ids: Sequence[int], settings: Settings) -> Iterator[Step]:
+def space(
+    model: SpaceModel, prompt_ids: Sequence[int], settings: Settings, memory: Memory | None = None
+) -> Iterator[Step]:
     """SPACE: each call verifies the drafts of the call before and drafts the next ones.
 
     Greedy output equals `vanilla`'s; sampled output has the same distribution. What calls cost on this
     device is measured once for each model, before the first planned run: in half a second, which is on
     nobody's clock.
 
+    Args:
+        memory: of a conversation whose earlier turns need not be read again; changes no output.
+
     Raises:
         PromptError: at the first step, for a prompt that is empty or fills the context.
     """
-    yield from _space(_Run(model, prompt_ids, settings, stream=1), _planner(model, settings))
+    with _Run(model, prompt_ids, settings, stream=1, memory=memory) as run:
+        yield from _space(run, _planner(model, settings))
 
 
 def _space(run: _Run, planner: Planner) -> Iterator[Step]:
     model, settings, prompt_ids = run.model, run.settings, run.prompt_ids
-    layout, last = Layout.first(len(prompt_ids), min(settings.k, run.left - 1)), list(prompt_ids)
+    last = list(prompt_ids[run.known :])
+    layout = Layout.first(len(last), min(settings.k, run.left - 1))
     drafts = tried = Drafts()  # those that are judged, and those at hand, of which the planner chose them
     lookup = None
     while True:
@@ -165,13 +182,28 @@ class _Guessed:
 
 
 class _Run:
-    """What both decoders keep for one run: cache, budget, random numbers, warpers."""
+    """What both decoders keep for one run: cache, budget, random numbers, warpers.
 
-    def __init__(self, model: SpaceModel, prompt_ids: Sequence[int], settings: Settings, stream: int) -> None:
+    Attributes:
+        known: tokens of the prompt that lie in the cache from the turn before.
+        written: what was emitted.
+    """
+
+    def __init__(
+        self,
+        model: SpaceModel,
+        prompt_ids: Sequence[int],
+        settings: Settings,
+        stream: int,
+        memory: Memory | None = None,
+    ) -> None:
         model.check_prompt(prompt_ids)
         self.model, self.settings, self.prompt_ids = model, settings, prompt_ids
-        self.eos_ids = model.eos_ids
-        self.cache = BlockCache()
+        self.memory = memory
+        self.eos_ids = model.eos_ids if memory is None else model.eos_ids | memory.eos_ids
+        self.cache = BlockCache() if memory is None else memory.take(model, prompt_ids)
+        self.known = self.cache.length
+        self.written: list[int] = []
         self.length = len(prompt_ids)
         """Tokens of the text so far: the prompt and what was emitted."""
         room = model.context - self.length
@@ -187,6 +219,14 @@ class _Run:
         self.thrifty = settings.plan is Plan.AUTO and model.device.type == "cpu"
         """Whether guesses end where they have become hopeless."""
         self.judge = verify_block if settings.verification is Verification.BLOCK else verify_sampled
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the cache to the next turn, unless not even the prompt was read."""
+        if self.memory is not None and self.written:
+            self.memory.give(self.cache, [*self.prompt_ids, *self.written])
 
     def distribution(self, logits: Tensor) -> Tensor:
         """Probabilities after temperature, top-k and top-p. [n, V] to float64 (float32 on mps)."""
@@ -307,7 +347,9 @@ class _Run:
         tokens = tokens[: self.left]
         for index, token in enumerate(tokens):
             if token in self.eos_ids:
+                self.written += tokens[: index + 1]
                 return tokens[: index + 1], Stop.EOS
+        self.written += tokens
         self.left -= len(tokens)
         self.length += len(tokens)
         return tokens, None if self.left else self.at_budget

@@ -14,7 +14,7 @@ import copy
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -91,6 +91,7 @@ def lane(
     settings: Settings,
     method: Peer | str,
     draft: SpaceModel | None = None,
+    eos_ids: Iterable[int] = (),
 ) -> Iterator[Step]:
     """The same as a decoder: one `Step` per call of `model`, as `lm.generate` makes it.
 
@@ -100,8 +101,9 @@ def lane(
     generator ends the thread before another call is made.
 
     Arguments and errors are those of `run`; a request that cannot run fails here, not at its first step.
+    `eos_ids` end the run beside those of the model.
     """
-    return _steps(_Request(model, prompt_ids, settings, method, draft))
+    return _steps(_Request(model, prompt_ids, settings, method, draft, eos_ids=eos_ids))
 
 
 def _steps(request: _Request) -> Iterator[Step]:
@@ -192,6 +194,7 @@ class _Request:
         method: Peer | str,
         draft: SpaceModel | None,
         watch: Callable[[], object] | None = None,
+        eos_ids: Iterable[int] = (),
     ) -> None:
         try:
             self.method = Peer(method)
@@ -199,6 +202,7 @@ class _Request:
             raise SettingError("method", f"method must be one of {', '.join(Peer)}") from None
         model.check_prompt(prompt_ids)
         self.model, self.prompt = model, list(prompt_ids)
+        self.eos_ids = model.eos_ids.union(eos_ids)
         room = model.context - len(self.prompt)
         self.left = min(settings.max_new_tokens, room)
         self.at_budget = Stop.CONTEXT if room < settings.max_new_tokens else Stop.MAX_NEW_TOKENS
@@ -230,7 +234,7 @@ class _Request:
         self._generate = functools.partial(lm.generate, ids, **arguments)
 
     def _config(self, settings: Settings) -> GenerationConfig:
-        eos, tokenizer = sorted(self.model.eos_ids), self.model.tokenizer
+        eos, tokenizer = sorted(self.eos_ids), self.model.tokenizer
         pad = getattr(tokenizer, "pad_token_id", None)
         config: dict[str, Any] = {
             "max_new_tokens": self.left,
@@ -295,7 +299,7 @@ class _Request:
     def _cut(self, tokens: list[int]) -> tuple[list[int], Stop | None]:
         tokens = tokens[: self.left]
         for index, token in enumerate(tokens):
-            if token in self.model.eos_ids:
+            if token in self.eos_ids:
                 return tokens[: index + 1], Stop.EOS
         self.left -= len(tokens)
         return tokens, None if self.left else self.at_budget

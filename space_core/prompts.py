@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from space_core.conversation import Message, can_chat
+from space_core.conversation import prompt as rendered
 from space_core.errors import PromptError
 from space_core.model import SpaceModel
 
@@ -105,27 +107,10 @@ def turn_ids(model: SpaceModel, prompt: Prompt, answers: Sequence[str]) -> list[
         PromptError: for what does not fit the model's context, or its chat template.
     """
     turns = prompt.turns[: len(answers) + 1]
-    template = getattr(model.tokenizer, "chat_template", None)
-    if not (prompt.chat and template):
+    if not (prompt.chat and can_chat(model)):
         parts = [text for pair in zip(turns, answers, strict=False) for text in pair]
         return model.encode("\n\n".join([*parts, turns[-1]]))
-    messages = [{"role": "user", "content": turns[0]}]
+    messages = [Message("user", turns[0])]
     for answer, text in zip(answers, turns[1:], strict=True):
-        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": text}]
-    from jinja2 import TemplateError
-
-    try:
-        text = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise PromptError(f"the chat template refuses it: {error}") from None
-    ids = [int(i) for i in model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
-    model.check_prompt(ids)
-    return ids
-
-
-def answer(model: SpaceModel, output_ids: Sequence[int]) -> str:
-    """What a model said, as the next turn's prompt repeats it: without special tokens."""
-    text: str = model.tokenizer.decode(
-        list(output_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return text
+        messages += [Message("assistant", answer), Message("user", text)]
+    return rendered(model, messages)[1]

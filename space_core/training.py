@@ -14,6 +14,8 @@ from collections.abc import Generator, Mapping
 from datetime import datetime
 from pathlib import Path
 
+from space_core.hosting import is_hosted
+
 RECIPE = "smoke"
 TICK = 0.5
 """Seconds between two looks at the log."""
@@ -23,8 +25,7 @@ GRACE = 10.0
 
 def allowed(environment: Mapping[str, str], asked: bool) -> bool:
     """Whether the page may train: on its owner's machine, or where that was asked for."""
-    hosted = environment.get("SPACE_HOSTED", "") not in ("", "0") or bool(environment.get("SPACE_ID"))
-    return asked or not hosted
+    return asked or not is_hosted(environment)
 
 
 class Training:
@@ -106,6 +107,13 @@ class Training:
             self._stopped = True
             # A build's states are whole at any moment; a SIGINT would be ignored by a page in the background.
             process.terminate()
+
+    def close(self) -> None:
+        """End the process, if one runs, and wait until it has: the page goes."""
+        process = self.process
+        if process is not None:
+            self._stopped = True
+            self._end(process)
 
     @staticmethod
     def _end(process: subprocess.Popen[bytes]) -> None:

@@ -31,8 +31,13 @@ ROOMS = {
     "cost": {"layout"},
     "threads": {"cache", "cost", "layout", "model"},
     "decoders": {
-        *("cache", "cost", "errors", "layout", "lookup", "model", "planner", "settings", "trace", "verify"),
+        *("cache", "cost", "errors", "layout", "lookup", "memory"),
+        *("model", "planner", "settings", "trace", "verify"),
     },
+    "memory": {"cache", "model", "trace"},
+    "conversation": {"errors", "model"},
+    "talks": {"conversation", "memory", "model"},
+    "presets": set(),
     "batch_planner": {"layout", "planner"},
     "batches": {
         *("batch_planner", "cache", "cost", "decoders", "errors", "layout", "lookup", "model", "planner"),
@@ -41,12 +46,14 @@ ROOMS = {
     "generation": {
         *("batches", "checkpoint", "decoders", "errors", "model", "settings", "trace", "verify"),
     },
-    "prompts": {"errors", "model"},
+    "prompts": {"conversation", "errors", "model"},
     "scores": {"metrics", "trace"},
     "specbench": {"scores"},
     "visible": set(),
     "peers": {"errors", "model", "settings", "trace"},
-    "bench": {"decoders", "errors", "model", "peers", "prompts", "scores", "settings", "trace"},
+    "bench": {
+        *("conversation", "decoders", "errors", "model", "peers", "prompts", "scores", "settings", "trace"),
+    },
     "overhead": {"bench", "decoders", "metrics", "model", "scores", "settings"},
     "crowd": {"batches", "metrics", "model", "peers", "scores", "settings", "trace"},
     "stakes": {"bench", "metrics", "model", "prompts", "scores", "settings"},
@@ -66,7 +73,11 @@ ROOMS = {
         ),
     },
     "trial": {"bench", "errors", "model", "prompts", "settings"},
-    "training": set(),
+    "hosting": {"bundled", "errors", "settings"},
+    "guard": {"errors", "hosting"},
+    "devices": {"errors"},
+    "contest": {"decoders", "errors", "memory", "model", "peers", "race", "settings", "trace"},
+    "training": {"hosting"},
     "calls": {"cache", "checkpoint", "cost", "errors", "layout", "metrics", "model", "scores"},
 }
 
@@ -107,8 +118,8 @@ CHANGES = {
     *("add", "append", "clear", "discard", "extend", "insert", "pop", "popitem", "remove", "setdefault"),
     *("sort", "reverse", "update"),
 }
-WRITTEN_ANEW = {("space_core/__init__.py", "globals")}
-"""The library's own names, bound when they are first used."""
+WRITTEN_ANEW = {("space_core/__init__.py", "globals"), ("space_core/contest.py", "_LOADED")}
+"""The library's own names, bound when they are first used; and the loaded models, which hold nobody's text."""
 
 
 def kept_state(source: str) -> list[str]:

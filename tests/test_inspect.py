@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import space_core
+from space_core import peers
 from space_core.errors import TraceError
 from space_core.inspect import guesses, layout_of
 from space_core.layout import Layout
@@ -110,11 +111,43 @@ def test_the_story_of_a_corrected_call() -> None:
         ({"fates": ["newest"], "group": 0}, "No draft went into this call"),
         ({"fates": ["newest"], "group": 0, "cached": False}, "This call read the prompt"),
         ({"fates": ["newest"], "lane": "vanilla"}, "one row goes in"),
+        ({"fates": ["newest"], "lane": "generate"}, "one row goes in"),
+        (
+            {"lane": "prompt-lookup", "next": "elsewhere"},
+            "copied from the text so far, by transformers. Draft 1",
+        ),
+        (
+            {"lane": "prompt-lookup", "next": "elsewhere"},
+            "No mask went into this call: for the next drafts the text",
+        ),
+        ({"lane": "assisted", "next": "elsewhere"}, "The drafts are the draft model’s"),
         ({"chain": ["a", "b", "  \t    "]}, "“␣␣⇥␣×4”"),
     ],
 )
 def test_the_story_tells(changes: dict[str, object], words: str) -> None:
     assert words in " ".join(inspect.story(opened(**changes)))
+
+
+@pytest.mark.parametrize("method", list(peers.Peer))
+def test_calls_of_transformers_lanes_open_too(llama, method: str) -> None:
+    model = llama
+    request = Settings(k=3, max_new_tokens=40)
+    draft = model if method == "assisted" else None
+    steps = tuple(peers.lane(model, PROMPT * 3, request, method, draft))
+    trace = Trace(
+        model.name, method, 0, "float64", "cpu", tuple(PROMPT * 3), steps, settings=request.to_json()
+    )
+    checked = 0
+    for n, step in enumerate(steps):
+        told = inspect.open_call(model, trace, n)
+        best = [row[0].token for row in guesses(model, trace, n)]
+        assert best[: len(step.emitted)] == list(step.emitted), "each token is what the row before it says"
+        assert len(told["chain"]) == len(told["guesses"]) == 1 + len(step.drafts)
+        assert not told["chosen"] and told["group"] is None
+        checked += len(step.drafts)
+        last = n == len(steps) - 1
+        assert told["next"] in (("end",) if last else ("elsewhere", "none"))
+    assert (checked > 0) == (method != "generate")
 
 
 def test_the_story_of_a_sampled_call_names_the_draw() -> None:

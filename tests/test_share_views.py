@@ -7,12 +7,14 @@ import json
 import re
 import subprocess
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl
 
 import pytest
 from test_views import Letters, add_all, ids, race
 
+from space_core.conversation import Message, read_messages
 from space_core.errors import PromptError, TraceError
 from space_core.settings import Settings
 from space_core.trace import Step, Stop
@@ -312,3 +314,67 @@ def test_without_a_race_there_is_a_link_and_code_but_nothing_to_save() -> None:
     assert "trace" not in told and "page" not in told and "card" not in told
     assert parse_qs(told["query"])["model"] == ["m"]
     assert "hub/m" in told["python"] and "Race first" in told["note"]
+
+
+# ---------------------------------------------------------------- a conversation
+
+TALK = (
+    Message("system", "it's `brief`"),
+    Message("user", "one?"),
+    Message("assistant", "1 $HOME"),
+    Message("user", HOSTILE),
+)
+
+
+@pytest.mark.parametrize("chat, told", [(True, True), (False, False), (None, None)])
+def test_a_link_says_whether_its_prompt_is_a_turn_of_a_conversation(
+    chat: bool | None, told: bool | None
+) -> None:
+    text = link.query("p", Settings(), (), "m", chat)
+    assert link.read(dict(parse_qsl(text)), (), 1000).fields.get("chat") is told
+    wrong = link.read({"prompt": "p", "chat": "<b>"}, (), 1000)
+    assert wrong.problems == ("The link’s chat was left out: it must be 0 or 1.",)
+    assert "chat" not in wrong.fields
+
+
+def test_a_conversations_share_has_its_last_words_in_the_link_and_says_so() -> None:
+    told = share.message(None, "rendered", Settings(), (), "m", "m", "cpu", "float32", TALK, True)
+    assert parse_qs(told["query"])["prompt"] == [HOSTILE]
+    assert "Earlier turns of the conversation are not in it." in told["link_note"]
+    one = share.message(None, "rendered", Settings(), (), "m", "m", "cpu", "float32", TALK[1:2], True)
+    assert "Earlier turns" not in one["link_note"]
+
+
+def test_code_to_paste_means_this_conversation() -> None:
+    settings = Settings(k=3, temperature=0.5)
+    program = code.python("rendered", settings, "m", "cpu", "float32", TALK)
+    assert "rendered" not in program
+    tree = ast.parse(program)
+    call = next(node.value for node in tree.body if isinstance(node, ast.Assign))
+    assert isinstance(call, ast.Call)
+    assert read_messages(ast.literal_eval(call.args[0])) == TALK
+
+    told = code.command("rendered", settings, "m", "cpu", "float32", "space", TALK)
+    feed, _, asked = told.rpartition("| \\\n")
+    fed = subprocess.run(["sh", "-c", feed], capture_output=True, check=True).stdout.decode()
+    assert read_messages(json.loads(fed)) == TALK
+    assert "generate --messages - " in asked
+
+
+@pytest.mark.parametrize("messages", [(), TALK])
+def test_curl_to_paste_asks_for_this_race(messages: tuple[Message, ...], tmp_path: Path) -> None:
+    settings = Settings(k=3, max_new_tokens=9, top_p=0.5, verification="token")
+    told = code.curl(HOSTILE, settings, ("generate",), messages)
+    # Shells see a `curl` that prints its last argument, then the body that -d was given.
+    shell = 'curl() { for a; do [ "$last" = -d ] && printf %s "$a" > body; last=$a; done; echo \'{"event_id":"id7"}\'; }\n'
+    done = subprocess.run(
+        ["sh", "-c", f"{shell}url=here\n{told}echo $id"], capture_output=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.decode().split()[-1] == "id7"
+    body = json.loads((tmp_path / "body").read_text())
+    assert body.pop("lanes") == ["generate"]
+    if messages:
+        assert read_messages(body.pop("messages")) == TALK
+    else:
+        assert body.pop("prompt") == HOSTILE
+    assert body == {"k": 3, "max_new_tokens": 9, "top_p": 0.5}, "the API has no choice of verification"

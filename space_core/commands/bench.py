@@ -121,10 +121,10 @@ def _answer_files(options: argparse.Namespace, lines: Sequence[Column]) -> dict[
 
 
 def _write_answers(path: Path, model: SpaceModel, line: Column, dtype: str, runs: Sequence[Run]) -> None:
-    from space_core import bench, prompts, specbench
+    from space_core import bench, conversation, specbench
 
     name = "-".join([model.name, str(line.method), *([f"k{line.k}"] if line.k else []), dtype])
-    told = specbench.answers(runs, name, lambda run: prompts.answer(model, run.trace.output_ids))
+    told = specbench.answers(runs, name, lambda run: conversation.answer(model, run.trace.output_ids))
     bench.write_lines(path, told)
     print(f"answers of {name}: {path}", file=sys.stderr)
 

@@ -12,13 +12,16 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Final, Literal, NotRequired, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, Protocol, TypedDict
 
 from space_core.detokenize import Detokenizer
 from space_core.settings import Settings
 from space_core.trace import Step, Stop, Trace
 from space_core.views.lanes import MAIN
 from space_core.views.verdict import Verdict, verdict
+
+if TYPE_CHECKING:
+    from space_core.talks import Talk
 
 FORMAT: Final = "space-frames/1"
 CONTEXT = 8
@@ -153,6 +156,8 @@ class Race:
         self.settings = settings
         self.load = 0 if spellers is None else -1
         """Which of the models that the page has had ran it; -1 for a race from a file."""
+        self.talk: Talk | None = None
+        """The conversation that it goes on with, if it is one; whoever runs the race knows."""
         self._prompt_ids = tuple(prompt_ids)
         self._about = About(
             model=model,

@@ -81,6 +81,13 @@ class Structure(TypedDict):
     whys: list[str]
 
 
+ELSEWHERE: Final = {
+    "prompt-lookup": "were copied from the text so far, by transformers",
+    "assisted": "are the draft model’s: it wrote them one by one, in calls of its own",
+}
+"""Where the drafts of a lane that has no masks come from."""
+
+
 Fate = Literal["newest", "accepted", "rejected", "unreached", "cut"]
 
 
@@ -95,7 +102,7 @@ class Opened(TypedDict):
         own: text of the model's own token, None where the run ended inside the accepted drafts.
         group: the mask group whose guesses were taken for the next call, None if none was.
         chosen: its rows (with a shared group only the tail of them).
-        next: where the next call's drafts came from.
+        next: where the next call's drafts came from; `elsewhere` in transformers' lanes: they have no masks.
         guesses: for each row its likeliest tokens and their probabilities.
         story: what happened, in sentences.
     """
@@ -110,7 +117,7 @@ class Opened(TypedDict):
     origin: str | None
     group: int | None
     chosen: list[int]
-    next: Literal["masks", "copied", "none", "end"]
+    next: Literal["masks", "copied", "elsewhere", "none", "end"]
     guesses: list[list[tuple[str, float]]]
     story: list[str]
     layout: NotRequired[int]
@@ -166,7 +173,7 @@ def open_call(model: SpaceModel, trace: Trace, call: int) -> Opened:
     layout = layout_of(step)
     text = [*trace.prompt_ids, *(token for s in trace.steps[:call] for token in s.emitted)]
     following = trace.steps[call + 1] if call + 1 < trace.calls else None
-    chosen, source = _chosen(layout, step, following)
+    chosen, source = _chosen(layout, step, following, trace.method)
     at = [row["at"] for row in structure(layout)["rows"]]
     spell = _Speller(model.tokenizer, text)
     opened = Opened(
@@ -219,12 +226,13 @@ def story(call: Opened, sampled: bool = False, copied: bool = False) -> list[str
         sampled: tokens were drawn, and drafts judged, by chance.
         copied: its drafts were copied from the text so far, and not guessed by masks.
     """
-    if call["lane"] == "vanilla":
+    if call["lane"] in ("vanilla", "generate"):
         own = _quoted(call["own"] or "")
         if not call["cached"]:
             return [f"Plain decoding: the first call reads the prompt and writes one token, {own}."]
         return [f"Plain decoding: one row goes in, and one token comes out, {own}."]
-    source = ["The drafts were copied from the text so far."] if copied else []
+    words = ELSEWHERE.get(call["lane"], "were copied from the text so far" if copied else "")
+    source = [f"The drafts {words}."] if words and len(call["fates"]) > 1 else []
     return [*source, *_checked(call, sampled), _onward(call)]
 
 
@@ -259,6 +267,9 @@ def _onward(call: Opened) -> str:
     stood, group = call["fates"].count("accepted"), call["group"]
     if call["next"] == "end":
         return "The run ended here, so no guess was needed any more."
+    if call["next"] == "elsewhere":
+        who = "the text once more" if call["lane"] == "prompt-lookup" else "the draft model once more"
+        return f"No mask went into this call: for the next drafts {who} is asked."
     if call["next"] == "copied":
         return "The next call checks drafts that were copied from the text so far: they promised more."
     if call["next"] == "none" or group is None:
@@ -306,13 +317,15 @@ def fates(step: Step) -> list[Fate]:
 
 
 def _chosen(
-    layout: Layout, step: Step, following: Step | None
-) -> tuple[tuple[int, ...], Literal["masks", "copied", "none", "end"]]:
+    layout: Layout, step: Step, following: Step | None, lane: str
+) -> tuple[tuple[int, ...], Literal["masks", "copied", "elsewhere", "none", "end"]]:
     """The rows whose guesses the next call verified, and where those came from."""
     if step.stop or following is None:
         return (), "end"
     if not following.drafts:
         return (), "none"
+    if lane in ELSEWHERE:
+        return (), "elsewhere"
     if following.copied:
         return (), "copied"
     return tuple(layout.drafting_rows(step.accepted))[: len(following.drafts)], "masks"

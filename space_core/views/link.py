@@ -47,8 +47,11 @@ class Linked:
         return " ".join((*words, *self.problems))
 
 
-def query(prompt: str, settings: Settings, lanes: Sequence[str], model: str) -> str:
+def query(prompt: str, settings: Settings, lanes: Sequence[str], model: str, chat: bool | None = None) -> str:
     """The query string of a race, without its step.
+
+    Args:
+        chat: whether the prompt is sent as a turn of a conversation; None with a model that holds none.
 
     Raises:
         PromptError: where it would be too long for a link.
@@ -58,6 +61,8 @@ def query(prompt: str, settings: Settings, lanes: Sequence[str], model: str) -> 
     values |= {"seed": settings.seed, "plan": str(settings.plan)}
     if lanes:
         values["lanes"] = ",".join(lanes)
+    if chat is not None:
+        values["chat"] = int(chat)
     values["model"] = model
     text = urlencode(values)
     if len(text) > MAX_QUERY:
@@ -107,6 +112,10 @@ def read(parameters: Mapping[str, str], offered: Sequence[str], most_prompt: int
             fields["lanes"] = [name for name in offered if name in names]
         else:
             left_out("lanes", f"here are {', '.join(offered)}")
+    if parameters.get("chat") in ("0", "1"):
+        fields["chat"] = parameters["chat"] == "1"
+    elif "chat" in parameters:
+        left_out("chat", "it must be 0 or 1")
     step = _number(parameters.get("step", ""))
     return Linked(
         fields=fields,

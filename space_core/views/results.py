@@ -9,13 +9,14 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import plotly.graph_objects as go
 
 from space_core.views import paper
 from space_core.views.benchmarks import Bench, Calls, Score
 from space_core.views.figures import base
-from space_core.views.inks import ACCENT, INK, LANES
+from space_core.views.inks import ACCENT, GRID, INK, LANES
 
 SHADES = ("#6366f1", "#0d9488", "#b7791f", "#c2574f", "#3b8fc4", "#a855f7", "#8b93a3")
 DASHES = ("solid", "dash", "dot", "dashdot", "9px,2px")
@@ -106,37 +107,92 @@ def calls_figure(calls: Sequence[Calls]) -> go.Figure:
 
 def histogram_figure(bench: Bench) -> go.Figure:
     """How many tokens calls gave, as shares of a method's calls; plain methods left out."""
-    figure = base("Tokens of a call", "tokens of a call", None)
-    for number, (name, score) in enumerate(_drafting(bench)):
+    lines = []
+    for name, score in _drafting(bench):
         total = sum(count for _, count in score.histogram)
-        figure.add_bar(
-            x=[tokens for tokens, _ in score.histogram],
-            y=[count / total for _, count in score.histogram],
-            name=name,
-            marker={"color": SHADES[number % len(SHADES)], "line": {"width": 0}},
-            hovertemplate=name + ": %{y:.1%} of calls gave %{x}<extra></extra>",
-        )
-    figure.update_layout(barmode="group")
-    figure.update_xaxes(dtick=1)
-    figure.update_yaxes(tickformat=".0%")
-    return figure
+        shares = [(tokens, count / total) for tokens, count in score.histogram]
+        mean = f"mean {score.tokens_per_call:.2f}"
+        lines.append(_Line(name, _color(score), mean, shares, ": %{y:.1%} of calls gave %{x}"))
+    return _multiples("Tokens of a call: shares of a method’s calls", "tokens of a call", lines)
 
 
 def acceptance_figure(bench: Bench) -> go.Figure:
     """How often the draft at each place of a call stood, of the calls that had one there."""
-    figure = base("Drafts that stood, by their place in the call", "place of the draft", 1.02)
-    for number, (name, score) in enumerate(_drafting(bench)):
-        figure.add_scatter(
-            x=list(range(1, len(score.acceptance) + 1)),
-            y=list(score.acceptance),
-            name=name,
-            mode="lines+markers",
-            line={"color": SHADES[number % len(SHADES)], "width": 2, "dash": DASHES[number % len(DASHES)]},
-            marker={"symbol": SYMBOLS[number % len(SYMBOLS)], "size": 7},
-            hovertemplate=name + ": draft %{x} stood in %{y:.1%} of the calls that had one<extra></extra>",
+    lines = [
+        _Line(
+            name,
+            _color(score),
+            f"first draft {score.acceptance[0]:.0%}",
+            list(enumerate(score.acceptance, 1)),
+            ": draft %{x} stood in %{y:.1%} of the calls that had one",
         )
-    figure.update_xaxes(dtick=1, rangemode="normal")
-    figure.update_yaxes(tickformat=".0%")
+        for name, score in _drafting(bench)
+    ]
+    return _multiples("Drafts that stood, by their place in the call", "place of the draft", lines)
+
+
+class _Line(NamedTuple):
+    """One method of small multiples: bars from 0 on, and a word at their right."""
+
+    name: str
+    color: str
+    word: str
+    points: list[tuple[int, float]]
+    hover: str
+
+
+def _multiples(title: str, x_title: str, lines: Sequence[_Line]) -> go.Figure:
+    """A low chart for each method, one below the other on the same axes.
+
+    Nine methods in one chart need nine colours that nobody tells apart; here each has its name.
+    """
+    head, bars, top, bottom = 18, 30, 44, 48
+    inner = max(1, len(lines)) * (head + bars)
+    figure = base(title, "", None, height=max(320, top + inner + bottom))
+    figure.update_layout(margin={"t": top, "b": bottom, "l": 44}, showlegend=False, bargap=0.25)
+    most = max((share for line in lines for _, share in line.points), default=1.0)
+    last = max((place for line in lines for place, _ in line.points), default=1)
+    for number, line in enumerate(lines):
+        axis = "y" if number == 0 else f"y{number + 1}"
+        ceiling = 1 - number / len(lines)
+        drop = head / (head + bars) / len(lines)
+        floor = 1 - (number + 1) / len(lines)
+        figure.add_bar(
+            x=[place for place, _ in line.points],
+            y=[share for _, share in line.points],
+            name=line.name,
+            yaxis=axis,
+            marker={"color": line.color, "line": {"width": 0}},
+            hovertemplate=line.name + line.hover + "<extra></extra>",
+        )
+        figure.layout[f"yaxis{axis[1:]}"] = {
+            "domain": [max(0.0, floor), ceiling - drop],
+            "range": [0, 1.04 * most],
+            "tickvals": [0, most],
+            "ticktext": ["", f"{most:.0%}"],
+            "tickfont": {"size": 10},
+            "gridcolor": GRID,
+            "zerolinecolor": GRID,
+        }
+        for x, anchor, words in ((0, "left", f"<b>{line.name}</b>"), (1, "right", line.word)):
+            figure.add_annotation(
+                text=words,
+                x=x,
+                y=ceiling - drop,
+                xref="paper",
+                yref="paper",
+                xanchor=anchor,
+                yanchor="bottom",
+                showarrow=False,
+                font={"size": 11},
+            )
+    figure.update_xaxes(
+        title={"text": x_title, "standoff": 6},
+        range=[0.4, last + 0.6],
+        dtick=1 if last <= 12 else 2,
+        tick0=1,
+        anchor="y" if len(lines) < 2 else f"y{len(lines)}",
+    )
     return figure
 
 

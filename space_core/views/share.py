@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Final, Literal, NotRequired, TypedDict
 
+from space_core.conversation import Conversation
 from space_core.errors import PromptError
 from space_core.settings import Settings
 from space_core.views import card, code, frames, link, offline, sharing
@@ -32,6 +33,7 @@ class Share(TypedDict):
     save_note: str
     python: str
     command: str
+    curl: str
     code_note: str
     sentence: NotRequired[str]
     trace: NotRequired[str]
@@ -60,6 +62,8 @@ def message(
     source: str,
     device: str,
     dtype: str,
+    messages: Conversation = (),
+    chat: bool | None = None,
 ) -> Share:
     """What the share panel shows.
 
@@ -68,6 +72,8 @@ def message(
         prompt, settings, lanes: of the race, else of the page's fields; `lanes` are the further ones.
         model: its name.
         source: what `space_core.load` opens.
+        messages: of a conversation, if the race was one.
+        chat: whether it was one, None where the model cannot hold any.
     """
     told = Share(
         format=FORMAT,
@@ -78,12 +84,17 @@ def message(
         query="",
         link_note="Opens this page with prompt and settings filled in; nothing runs until Race is pressed.",
         save_note="",
-        python=code.python(prompt, settings, source, device, dtype),
-        command=code.command(prompt, settings, source, device, dtype, "space"),
-        code_note="Run both in the repository’s folder, with its requirements installed.",
+        python=code.python(prompt, settings, source, device, dtype, messages),
+        command=code.command(prompt, settings, source, device, dtype, "space", messages),
+        curl=code.curl(prompt, settings, lanes, messages),
+        code_note="Run Python and the command line in the repository’s folder, with its requirements "
+        "installed; curl asks this page.",
     )
     try:
-        told["query"] = link.query(prompt, settings, lanes, model)
+        asked = messages[-1].content if messages else prompt
+        told["query"] = link.query(asked, settings, lanes, model, chat)
+        if len(messages) > 1:
+            told["link_note"] += " Earlier turns of the conversation are not in it."
     except PromptError as error:
         told["link_note"] = str(error)
     if race is None:
@@ -91,7 +102,7 @@ def message(
         return told
     if race.foreign:
         told["note"] = f"This race came from a file. It says that it was run with {model}."
-        told["code_note"] += " They name the model as the file does."
+        told["code_note"] += " The first two name the model as the file does."
     frame = race.snapshot()
     verdict = frame["verdict"]
     told["sentence"] = verdict["sentence"] if verdict else ""

@@ -63,11 +63,11 @@ def read(text: Any, tokenizer: Any = None) -> frames.Race:
         TraceError: with a sentence for the field.
     """
     if not isinstance(text, str):
-        raise TraceError("The file is no text.")
+        raise TraceError("The file is no text: choose one that was saved here.")
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise TraceError("The file is no UTF-8 text.") from None
+        raise TraceError("The file is no UTF-8 text: choose one that was saved here.") from None
     if size > MAX_BYTES:
         raise TraceError(f"The file has {size:,} bytes, but at most {MAX_BYTES:,} are read.")
     try:
@@ -120,8 +120,8 @@ def _bare(trace: Trace, tokenizer: Any) -> frames.Race:
         spelled = None
     if spelled is None or spelled != trace.text:
         raise TraceError(
-            f"The model that is loaded does not spell this trace’s text: "
-            f"it was made with {_name(trace.model)}."
+            f"The model that is loaded does not spell this trace’s text: it was made with "
+            f"{_name(trace.model)}, so open it where that is loaded."
         )
     empty = Trace(trace.model, other, 0, trace.dtype, trace.device, trace.prompt_ids, ())
     spellers: dict[str, frames.Speller] = {name: frames.Tokens(tokenizer, trace.prompt_ids) for name in MAIN}

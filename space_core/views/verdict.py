@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
+from space_core.metrics import is_loop
 from space_core.trace import Trace, longest_common_prefix
 from space_core.views.lanes import NAMES
 
@@ -71,6 +72,8 @@ def verdict(space: Trace, vanilla: Trace, others: Sequence[Trace] = (), stopped:
         *(_clause(other, vanilla, stopped) for other in others),
     ]
     sentence = _how_it_ended(space, vanilla, stopped) + "; ".join(parts) + "."
+    if identical and is_loop(space.output_ids):
+        sentence += " The text loops, and loops are easy to guess: sample, and less is won."
     if identical is False:
         tone = "bad"
     return Verdict(

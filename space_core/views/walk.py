@@ -591,7 +591,9 @@ def _questions(told: dict[str, Any], machines: list[Machine]) -> list[dict[str, 
         {
             "question": "What are the rows of a call?",
             "answer": f"The newest token, k drafts, and k + 1 groups of k masks: (k + 1)², with k = {k} "
-            f"{(k + 1) ** 2} rows.",
+            f"{(k + 1) ** 2} rows. That is the paper’s grid. Unless told otherwise the race feeds fewer: "
+            "a planner leaves out rows that are not worth their time here, and where the text repeats "
+            "itself it may check drafts copied from the text instead of the masks’.",
         },
         {
             "question": "Which tokens may a mask see?",
@@ -607,12 +609,16 @@ def _questions(told: dict[str, Any], machines: list[Machine]) -> list[dict[str, 
             "question": "Why is the output unchanged?",
             "answer": "Because real rows see exactly what they see in plain decoding, and a draft stays "
             "only if such a row says the same token. When sampling, the acceptance rule leaves the "
-            "distribution as it is.",
+            "distribution as it is. Only rounding can part the two texts, where two tokens are nearly as "
+            "likely: more rows are added up in another order.",
         },
         {"question": "Why can it be slower on a CPU?", "answer": slower},
         {
             "question": "What does training change?",
-            "answer": _learned(told["acceptance"])
+            "answer": "How often drafts stand, and nothing else of the check. "
+            + _learned(told["acceptance"])
+            + " "
+            + METHOD_WORDS.get(told["masks"]["method"], METHOD_WORDS["gated"])
             + " What the model says of the drafts does not get any less exact: untrained masks only guess "
             "badly.",
         },

@@ -1,19 +1,22 @@
-"""Pictures of the page, made anew: python tests/page/screenshots.py [--model DIR] [--all]
+"""Pictures of the page, made anew: python tests/page/screenshots.py [--model DIR] [--all | --only NAME …]
 
 Starts the page with the given model (the bundled one by default) in Chromium and writes race.png,
 inspector.png and learn.png to assets/screenshots; with --all, also phone, dark, the page as it opens, in
-mid-race, every lesson with its task done, and the other regions and tabs.
+mid-race, every lesson with its task done, and the other regions and tabs. The pictures have 256 colours
+each: a third of the bytes, and the page has hardly more.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from served import CHROMIUM, FLAGS, ROOT, answers, free_port, under_way
 from walking import go, learn, solve
@@ -36,6 +39,10 @@ SHOTS = {
     "race-mid-dark": (DESKTOP, "dark", "mid"),
     "race-phone": (PHONE, "light", "after"),
     "race-phone-dark": (PHONE, "dark", "after"),
+    "settings": (TALL, "light", "settings"),
+    "settings-phone-dark": (PHONE, "dark", "settings"),
+    "lookup": (LONG, "light", "lookup"),
+    "lookup-dark": (LONG, "dark", "lookup"),
     "share": (LONG, "light", "share"),
     "share-dark": (LONG, "dark", "share"),
     "share-phone": (PHONE, "light", "share"),
@@ -60,7 +67,9 @@ def main() -> None:
     parser.add_argument("--model", help="the bundled checkpoint by default")
     parser.add_argument("--out", type=Path, default=ROOT / "assets" / "screenshots")
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=SHOTS, metavar="NAME", help="these, by their names")
     options = parser.parse_args()
+    wanted = options.only or (SHOTS if options.all else STANDING)
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
     options.out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +84,7 @@ def main() -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
             for name, ((width, height), scheme, phase) in SHOTS.items():
-                if name not in STANDING and not options.all:
+                if name not in wanted:
                     continue
                 context = browser.new_context(
                     viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
@@ -83,12 +92,19 @@ def main() -> None:
                 page = context.new_page()
                 page.goto(url)
                 act(page, phase)
-                page.screenshot(path=options.out / f"{name}.png", full_page=width < 500 or "learn-" in phase)
+                shot = page.screenshot(full_page=width < 500 or "learn-" in phase)
+                keep(shot, options.out / f"{name}.png")
                 context.close()
             browser.close()
     finally:
         server.terminate()
         server.wait(10)
+
+
+def keep(shot: bytes, path: Path) -> None:
+    """Write a picture with a palette of its own."""
+    picture = Image.open(io.BytesIO(shot)).convert("RGB")
+    picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def act(page: Page, phase: str) -> None:
@@ -107,6 +123,11 @@ def act(page: Page, phase: str) -> None:
         page.click("#replay-play")
     elif phase == "inspector":
         look_inside(page)
+    elif phase == "settings":
+        page.click("#more > .label-wrap")
+        page.locator("#text-space .tok.corrected").last.hover()
+    elif phase == "lookup":
+        look_inside_a_lookup(page)
     elif phase == "share":
         run(page, "after")
         page.click("#share")
@@ -152,6 +173,18 @@ def look_inside(page: Page) -> None:
     away = page.locator(".map .cell[aria-label*='assumes it was']")
     (away if away.count() else page.locator(".map .cell")).last.hover()
     page.locator("#inspector").scroll_into_view_if_needed()
+
+
+def look_inside_a_lookup(page: Page) -> None:
+    """A race with a lane of transformers, and one of that lane's calls opened."""
+    page.click("#more > .label-wrap")
+    page.check("#lanes input[name=prompt-lookup]")
+    page.click("#more > .label-wrap")
+    run(page, "after")
+    page.locator("#text-prompt-lookup .tok.accepted").last.click()
+    page.wait_for_selector(".map .cell", timeout=60_000)
+    page.locator("#inspector").scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
 
 
 def lesson(page: Page, name: str) -> None:

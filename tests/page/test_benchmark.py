@@ -146,7 +146,7 @@ def test_races_and_benchmarks_share_one_queue(tiny_model: Path) -> None:
 
     page = build(Loader(str(tiny_model), "cpu", "float32"))
     on_device = {fn.api_name: fn for fn in page.fns.values() if fn.concurrency_id == "device"}
-    assert {"race", "benchmark"} <= set(on_device)
+    assert {"page_race", "race", "generate", "benchmark"} <= set(on_device)
     assert {fn.concurrency_limit for fn in on_device.values()} == {1}
 
 

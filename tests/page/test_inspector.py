@@ -151,6 +151,28 @@ def test_the_map_says_why(app: Page) -> None:
     expect(app.locator(".map .cell[tabindex='0']")).to_have_count(1)
 
 
+def test_a_call_of_a_further_lane_opens_and_says_that_it_has_no_masks(app: Page) -> None:
+    app.click("#more > .label-wrap")
+    app.check("#lanes input[name=prompt-lookup]")
+    race(app)
+    token = app.locator("#text-prompt-lookup .tok.accepted").last
+    call = token.get_attribute("data-call")
+    token.click()
+    title = app.locator(".inside-title")
+    expect(title).to_contain_text(f"Inside call {call} of ")
+    expect(title).to_contain_text("prompt lookup")
+    expect(app.locator(".story")).to_contain_text(
+        "copied from the text so far, by transformers", timeout=TIMEOUT
+    )
+    rows = app.locator(".inspector .place[data-row]").count()
+    assert rows > 1
+    assert app.locator(".inspector .place.mask, .inspector .place.pruned").count() == 0
+    expect(app.locator(".map .cell")).to_have_count(rows * (rows + 1))
+    expect(app.locator(".call-grid .look")).to_contain_text("There are no masks")
+    expect(app.locator(".sight .look")).to_contain_text("The triangle of plain decoding")
+    expect(app.locator("#text-prompt-lookup .tok.open").first).to_be_visible()
+
+
 def test_hostile_tokens_stay_text_in_the_inspector(app: Page) -> None:
     opened(app, 2)
     seen = ""

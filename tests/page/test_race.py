@@ -183,6 +183,7 @@ def test_a_lost_delta_is_sent_again_in_mid_race(app: Page) -> None:
 
 def test_stop_in_mid_race_keeps_the_lanes_and_the_next_race_runs(app: Page) -> None:
     choose_grid(app)  # the paper's calls take longer: time to be in the middle
+    set_number(app, "k", 8)
     set_number(app, "budget", 512)
     app.click("#race")
     under_way(app, 8)
@@ -273,7 +274,7 @@ def test_a_bad_field_gets_its_message_and_the_page_lives_on(app: Page) -> None:
     expect(app.locator("#badge")).to_have_text("outputs identical")
 
 
-GOOD = ["def f():", 5, 16, 0, 1, 0, "auto", ["generate"]]
+GOOD = ["def f():", 5, 16, 0, 1, 0, "auto", ["generate"], True, None, None]  # the last two are the server's
 BAD: list[tuple[int, Any, str]] = [
     (0, "", "empty"),
     (0, None, "must be text"),
@@ -304,6 +305,8 @@ BAD: list[tuple[int, Any, str]] = [
     (7, ["generate", "<b>"], "known are generate, prompt-lookup"),
     (7, ["space"], "unknown lane"),
     (7, ["assisted"], "unknown lane"),
+    (8, "yes", "chat must be true or false"),
+    (8, None, "chat must be true or false"),
 ]
 
 
@@ -311,7 +314,7 @@ def post(server: Server, data: list[Any], session: str) -> dict[str, Any]:
     """What the server answers to a race posted without the page; an error body is an answer too."""
     with urllib.request.urlopen(server.url + "config", timeout=30) as response:
         config = json.load(response)
-    fn = next(d["id"] for d in config["dependencies"] if d["api_name"] == "race")
+    fn = next(d["id"] for d in config["dependencies"] if d["api_name"] == "page_race")
     body = json.dumps({"data": data, "fn_index": fn, "session_hash": session, "trigger_id": None})
     request = urllib.request.Request(
         server.url + "gradio_api/queue/join", body.encode(), {"Content-Type": "application/json"}
@@ -399,3 +402,7 @@ def test_reduced_motion_is_respected(page: Page, server: Server) -> None:
 
 def test_the_page_is_served_soon(server: Server) -> None:
     assert server.seconds_to_200 < 15
+
+
+def test_a_model_without_a_template_offers_no_conversation(app: Page) -> None:
+    expect(app.locator("#talk")).to_be_hidden()

@@ -1,0 +1,295 @@
+"""What watching costs: python tests/page/costs.py [--tokens N] [--repeat N] [--readme README.md]
+
+Races the same request in one process, in turn with a page watching in Chromium and with nobody
+watching, and prints one JSON object:
+
+    decode_ratio      seconds of all calls of a watched race over those of an unwatched one, medians
+    pairs             the same for each pair of races, in order
+    lag_ms            how late a timer of 20 ms comes in the page during the watched races
+    long_tasks        tasks over 50 ms in the page during them: how many, and the longest
+    after             the same for the two seconds behind a race, when plotly draws what stands still
+    bytes_per_token   what the races' stream brings, over the tokens of both lanes
+    first_page        seconds from asking for the address to a replay that can be moved, cold caches
+
+With --readme a table of them is put between that file's <!-- costs --> marks. For figures to be reported
+the machine should have nothing else to do; the load is told with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from playwright.sync_api import CDPSession, Page, sync_playwright
+from served import CHROMIUM, FLAGS, ROOT, answers, free_port, set_number
+
+PROMPT = '''class Stack:
+    """A last-in, first-out stack."""
+
+    def __init__(self):
+'''
+
+# The page, and beside it a thread that runs the same race unwatched for each line on standard input.
+SERVER = """
+import json, sys, threading
+import app
+seen = []
+plain = app.Loader.__init__
+def init(self, *rest):
+    plain(self, *rest)
+    seen.append(self)
+app.Loader.__init__ = init
+def unwatched():
+    import space_core
+    for line in sys.stdin:
+        asked = json.loads(line)
+        loader = seen[0]
+        loader.done.wait()
+        model = loader.model
+        settings = app.Settings(k=asked["k"], max_new_tokens=asked["tokens"])
+        ids = model.encode(asked["prompt"])
+        decoders = {n: app.decoder(n, model, ids, settings, None) for n in ("vanilla", "space")}
+        told = {"seconds": 0.0, "tokens": 0}
+        for _, step, _ in space_core.race(decoders):
+            told["seconds"] += step.seconds
+            told["tokens"] += len(step.emitted)
+        print("UNWATCHED " + json.dumps(told), flush=True)
+threading.Thread(target=unwatched, daemon=True).start()
+app.main(sys.argv[1:])
+"""
+
+# Keeps the lanes' exact counters as the last whole frame told them.
+LISTEN = """
+const parse = JSON.parse;
+JSON.parse = (...all) => {
+  const value = parse(...all);
+  if (value?.format === "space-frames/1" && value.kind === "snapshot") window.told = value.lanes;
+  return value;
+};
+"""
+WATCH = """() => {
+  window.lags = [];
+  window.tasks = [];
+  let due = performance.now() + 20;
+  const late = () => {
+    const now = performance.now();
+    window.lags.push(Math.max(0, now - due));
+    due = now + 20;
+    setTimeout(late, 20);
+  };
+  setTimeout(late, 20);
+  new PerformanceObserver((list) => {
+    for (const entry of list.getEntries()) window.tasks.push(entry.duration);
+  }).observe({ type: "longtask" });
+}"""
+TAKE = "() => { const told = [window.lags, window.tasks]; window.lags = []; window.tasks = []; return told; }"
+
+
+class Stream:
+    """Bytes of the answers that tell of races, as the browser receives them."""
+
+    def __init__(self, session: CDPSession) -> None:
+        self.bytes = 0
+        self._ids: set[str] = set()
+        session.send("Network.enable")
+        session.on("Network.requestWillBeSent", self._asked)
+        session.on("Network.dataReceived", self._came)
+
+    def _asked(self, event: dict[str, Any]) -> None:
+        if "queue/data" in event["request"]["url"]:
+            self._ids.add(event["requestId"])
+
+    def _came(self, event: dict[str, Any]) -> None:
+        if event["requestId"] in self._ids:
+            self.bytes += event["dataLength"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="the bundled checkpoint by default")
+    parser.add_argument("--tokens", type=int, default=512, help="new tokens of each lane")
+    parser.add_argument("--k", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=7, help="pairs of races that count")
+    parser.add_argument("--readme", type=Path, help="a file whose table is written anew")
+    options = parser.parse_args()
+    if options.repeat < 1:
+        parser.error("--repeat must be at least 1")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/"
+    command = [sys.executable, "-c", SERVER, "--port", str(port), "--device", "cpu"]
+    command += ["--model", options.model] if options.model else []
+    server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        while not answers(url):
+            if server.poll() is not None:
+                sys.exit("the page did not start")
+            time.sleep(0.05)
+        told = measure(url, server, options)
+    finally:
+        server.terminate()
+        server.wait(10)
+    print(json.dumps(told, indent=2))
+    if options.readme:
+        text = options.readme.read_text(encoding="utf-8")
+        options.readme.write_text(put(text, table(told)), encoding="utf-8")
+
+
+def table(told: dict[str, Any]) -> str:
+    """The figures beside what they should be, as Markdown."""
+    pairs, long = told["pairs"], told["long_tasks"]
+    lines = [
+        f"{told['page']}, {told['cores']} cores, load {told['load']}, {told['tokens_per_race'] // 2} tokens a "
+        f"lane, {len(pairs)} pairs of races, greedy.",
+        "",
+        "| measured | | aimed at |",
+        "|---|---|---|",
+        f"| decode time watched over unwatched, medians (pairs {min(pairs)} to {max(pairs)}) "
+        f"| {told['decode_ratio']} | ≤ 1.05 |",
+        f"| browser lag in a race, p50 / p95 / max, ms | {' / '.join(map(str, told['lag_ms'].values()))} "
+        "| p95 < 100 |",
+        f"| tasks over 50 ms in the browser, a race; the longest | {long['count'] / len(pairs):.1f}; "
+        f"{long['longest_ms']} ms | none over 200 ms |",
+        f"| bytes sent per token | {told['bytes_per_token']} | |",
+        f"| first page usable, three visits, s | {', '.join(map(str, told['first_page']))} | < 2 |",
+    ]
+    return "\n".join(lines)
+
+
+def put(text: str, words: str) -> str:
+    """The text with other words between its marks.
+
+    Raises:
+        SystemExit: where it has none.
+    """
+    begin, end = "<!-- costs -->", "<!-- /costs -->"
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        sys.exit(f"the file has no {begin} … {end}")
+    return f"{head}{begin}\n{words}\n{end}{tail}"
+
+
+def measure(url: str, server: subprocess.Popen[str], options: argparse.Namespace) -> dict[str, Any]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        first = [first_page(browser.new_context(), url) for _ in range(3)]
+        page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+        page.add_init_script(LISTEN)
+        stream = Stream(page.context.new_cdp_session(page))
+        page.goto(url)
+        page.wait_for_selector('.chip[data-state="ready"]', timeout=120_000)
+        page.fill("#prompt textarea", PROMPT)
+        set_number(page, "budget", options.tokens)
+        set_number(page, "k", options.k)
+        page.evaluate(WATCH)
+        pairs: list[tuple[float, float]] = []
+        during, after = Seen(), Seen()
+        tokens = 0
+        for number in range(options.repeat + 1):  # the first pair warms up
+            alone = unwatched(server, options)
+            page.evaluate(TAKE)
+            before = stream.bytes
+            watched = race(page)
+            if number:
+                during.add(page.evaluate(TAKE))
+                tokens += watched["tokens"]
+                during.bytes += stream.bytes - before
+                pairs.append((watched["seconds"], alone["seconds"]))
+            page.wait_for_timeout(2000)
+            if number:
+                after.add(page.evaluate(TAKE))
+            if watched["tokens"] != alone["tokens"]:
+                sys.exit(f"not the same race: {watched['tokens']} and {alone['tokens']} tokens")
+        chip = page.locator(".chip").text_content()
+        browser.close()
+    return {
+        "page": chip,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "tokens_per_race": tokens // len(pairs),
+        "decode_ratio": round(median(w for w, _ in pairs) / median(a for _, a in pairs), 3),
+        "pairs": [round(w / a, 3) for w, a in pairs],
+        "seconds": {
+            "watched": round(median(w for w, _ in pairs), 3),
+            "unwatched": round(median(a for _, a in pairs), 3),
+        },
+        "lag_ms": during.lag(),
+        "long_tasks": during.long(),
+        "after": {"lag_ms": after.lag(), "long_tasks": after.long()},
+        "bytes_per_token": round(during.bytes / tokens, 1),
+        "first_page": [round(seconds, 2) for seconds in first],
+    }
+
+
+class Seen:
+    """Lags and long tasks of the page, in ms."""
+
+    def __init__(self) -> None:
+        self.lags: list[float] = []
+        self.tasks: list[float] = []
+        self.bytes = 0
+
+    def add(self, told: tuple[list[float], list[float]]) -> None:
+        self.lags += told[0]
+        self.tasks += told[1]
+
+    def lag(self) -> dict[str, float]:
+        ordered = sorted(self.lags) or [0.0]
+        at = {"p50": 0.5, "p95": 0.95, "max": 1.0}
+        return {
+            name: round(ordered[min(len(ordered) - 1, int(p * len(ordered)))], 1) for name, p in at.items()
+        }
+
+    def long(self) -> dict[str, float]:
+        return {"count": len(self.tasks), "longest_ms": round(max(self.tasks, default=0.0), 1)}
+
+
+def first_page(context: Any, url: str) -> float:
+    """Seconds until the recorded race of a page never seen before can be walked by a key."""
+    page = context.new_page()
+    start = time.monotonic()
+    page.goto(url, wait_until="commit")
+    page.wait_for_selector('.arena[data-state="recorded"] #replay-play:enabled')
+    page.focus("#text-space")
+    page.keyboard.press("Home")
+    page.wait_for_function("document.querySelectorAll('#text-space .out .tok').length === 0")
+    seconds = time.monotonic() - start
+    context.close()
+    return seconds
+
+
+def unwatched(server: subprocess.Popen[str], options: argparse.Namespace) -> dict[str, Any]:
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write(json.dumps({"prompt": PROMPT, "tokens": options.tokens, "k": options.k}) + "\n")
+    server.stdin.flush()
+    for line in server.stdout:
+        if line.startswith("UNWATCHED "):
+            return json.loads(line.removeprefix("UNWATCHED "))
+    sys.exit("the page ended")
+
+
+def race(page: Page) -> dict[str, Any]:
+    """A race on the page, its calls' seconds and tokens as its last frame tells them."""
+    before = page.get_attribute(".arena", "data-race") or ""
+    page.click("#race")
+    page.wait_for_function(
+        "old => { const arena = document.querySelector('.arena');"
+        " return arena.dataset.race !== old && arena.dataset.state === 'done'; }",
+        arg=before,
+        timeout=120_000,
+    )
+    lanes = page.evaluate("window.told").values()
+    return {name: sum(lane[name] for lane in lanes) for name in ("seconds", "tokens")}
+
+
+if __name__ == "__main__":
+    main()

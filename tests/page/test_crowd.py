@@ -1,0 +1,40 @@
+"""Many visitors, one after the other and beside each other: nobody goes unanswered, memory stays flat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from visiting import hosting
+from visitors import MOST_GROWTH, Tally, crowd
+
+
+def come(log: Path, races: int) -> Tally:
+    with hosting(log, "--device", "cpu", SPACE_HOSTED="1") as host:
+        host.wait_for_the_model()
+        tally = crowd(host, lambda t: t.races >= races, sample=max(1, races // 40))
+    assert tally.failures == []
+    assert "Traceback" not in log.read_text()
+    return tally
+
+
+def test_a_crowd_leaves_no_memory_behind(tmp_path: Path) -> None:
+    tally = come(tmp_path / "log.txt", 40)
+    assert tally.kinds["finished"] > 10 and tally.kinds["broken off"] and tally.kinds["stopped"]
+    # So few races end before every session's place is taken: what is left is bounded, not yet flat.
+    assert tally.growth() < 3 * MOST_GROWTH, tally.memory
+
+
+@pytest.mark.slow
+def test_two_hundred_visitors(tmp_path: Path) -> None:
+    tally = come(tmp_path / "log.txt", 200)
+    assert tally.growth() < MOST_GROWTH, tally.memory
+
+
+def test_growth_is_noticed() -> None:
+    flat, leaking = Tally(), Tally()
+    for n in range(60):
+        flat.memory.append((n, n, 100_000_000 + n % 3))
+        leaking.memory.append((n, n, 100_000_000 + 200_000 * n))
+    assert abs(flat.growth()) < 0.001
+    assert leaking.growth() > MOST_GROWTH

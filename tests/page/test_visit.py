@@ -1,0 +1,237 @@
+"""What a visit begins with, two of them at once, and what marks and choices do, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+from served import TIMEOUT, Server, choose_grid, prompt, race, set_number, text, under_way
+from test_replay import RECORDED
+from walking import learn, solve
+
+from app import CHOICES, choose, chosen
+
+# ---------------------------------------------------------------- the first page
+
+FIRST_PAGE = 2.0
+"""Seconds that the first page may take once the address answers."""
+
+
+def test_the_first_page_is_usable_soon_and_before_the_model(browser: Any, empty_server: Server) -> None:
+    """Best of three visits with empty caches: a busy machine may delay one of them."""
+    took = []
+    for _ in range(3):
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(TIMEOUT)
+        start = time.monotonic()
+        page.goto(empty_server.url, wait_until="commit")
+        page.wait_for_selector('.arena[data-state="recorded"] #replay-play:enabled')
+        page.focus("#text-space")
+        page.keyboard.press("Home")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("document.querySelectorAll('.out .tok').length === 1")
+        took.append(time.monotonic() - start)
+        expect(page.locator('.chip[data-state="loading"]')).to_be_visible()
+        context.close()
+    assert min(took) < FIRST_PAGE, took
+
+
+def test_every_tab_and_no_other_host_is_asked(browser: Any, empty_server: Server) -> None:
+    """Without a network but for the page's own address, all that needs no model is there."""
+    context = browser.new_context()
+    asked: list[str] = []
+    own = ("data:", "blob:", empty_server.url)
+
+    def check(route: Any) -> None:
+        if route.request.url.startswith(own):
+            route.continue_()
+        else:
+            asked.append(route.request.url)
+            route.abort()
+
+    context.route("**/*", check)
+    page = context.new_page()
+    page.set_default_timeout(TIMEOUT)
+    page.goto(empty_server.url)
+    page.locator("#text-space .tok").last.click()
+    expect(page.locator(".map .cell").first).to_be_visible()
+    page.click("#share")
+    expect(page.locator(".share")).to_be_visible()
+    learn(page)
+    solve(page, "rows")
+    for name, figure in (("Benchmark", "#paper-figure"), ("Build", "#made-words")):
+        page.get_by_role("tab", name=name).click()
+        expect(page.locator(figure)).to_be_visible()
+    page.wait_for_timeout(500)
+    context.close()
+    assert asked == []
+
+
+# ---------------------------------------------------------------- two visitors
+
+
+@pytest.fixture
+def visitors(browser: Any, server: Server) -> Any:
+    contexts = [browser.new_context() for _ in range(2)]
+    pages = [context.new_page() for context in contexts]
+    for page in pages:
+        page.set_default_timeout(TIMEOUT)
+        page.goto(server.url)
+        expect(page.locator('.chip[data-state="ready"]')).to_be_visible(timeout=60_000)
+    yield pages
+    for context in contexts:
+        context.close()
+
+
+def test_two_visitors_at_once_wait_for_each_other_and_see_their_own(visitors: list[Page]) -> None:
+    one, two = visitors
+    choose_grid(one)
+    set_number(one, "k", 8)
+    set_number(one, "budget", 512)
+    prompt(one, "def one():\n")
+    prompt(two, "def two():\n")
+    set_number(two, "budget", 32)
+    one.click("#race")
+    under_way(one, 8)
+    two.click("#race")
+    expect(two.locator("#arena [data-testid=status-tracker]")).to_contain_text("queue", timeout=TIMEOUT)
+    expect(two.locator("#source .tag")).to_have_text("recording")  # what is there stays meanwhile
+    assert one.locator(".arena").get_attribute("data-state") == "running"
+    one.click("#stop")
+    for page, words, state in ((one, "one", "stopped"), (two, "two", "done")):
+        expect(page.locator(".arena")).to_have_attribute("data-state", state, timeout=TIMEOUT)
+        assert page.locator("#text-space .prompt-text").text_content() == f"def {words}():\n"
+    assert two.locator("#text-vanilla .tok").count() == 32
+    assert one.locator("#text-vanilla .tok").count() > 8
+    # each opens a call of his own race
+    for page, words in ((one, "one"), (two, "two")):
+        page.locator("#text-space .tok").first.click()
+        expect(page.locator(".map .cell").first).to_be_visible(timeout=TIMEOUT)
+        assert page.locator("#text-space .prompt-text").text_content() == f"def {words}():\n"
+
+
+# ---------------------------------------------------------------- greedy or sampled
+
+
+def test_a_choice_sets_temperature_and_top_p_and_follows_them(app: Page) -> None:
+    heat = app.locator("#temperature input[type=number]")
+    expect(app.locator("#choice input[value=greedy]")).to_be_checked()
+    app.click("#choice label:has-text('sampled')")
+    expect(heat).to_have_value("0.7")
+    app.click("#more > .label-wrap")
+    expect(app.locator("#top-p input[type=number]")).to_have_value("0.95")
+    expect(app.locator("#more")).to_contain_text("loops are easy to guess")
+    race(app)
+    expect(app.locator("#badge")).to_have_text("same distribution")
+    app.click("#choice label:has-text('greedy')")
+    expect(heat).to_have_value("0")
+    expect(app.locator("#top-p input[type=number]")).to_have_value("1")
+    race_before = app.locator(".arena").get_attribute("data-race") or ""
+    app.click("#race")
+    expect(app.locator(".arena")).not_to_have_attribute("data-race", race_before)
+    expect(app.locator("#badge")).to_have_text("outputs identical")
+    set_number(app, "temperature", 1.2)
+    expect(app.locator("#choice input[value=sampled]")).to_be_checked()
+    expect(heat).to_have_value("1.2")  # and nothing sets it back
+    set_number(app, "temperature", 0)
+    expect(app.locator("#choice input[value=greedy]")).to_be_checked()
+
+
+def test_a_greedy_text_that_loops_is_said_to(app: Page) -> None:
+    set_number(app, "budget", 64)  # the tiny model's cycle has eleven tokens
+    race(app)
+    expect(app.locator("#verdict")).to_contain_text("The text loops, and loops are easy to guess")
+
+
+def test_a_choice_that_there_is_not_is_the_first() -> None:
+    for name in ("hot", None, 7, ["sampled"], {"sampled": 1}):
+        assert choose(name) == CHOICES["greedy"]
+    assert choose("sampled") == (0.7, 0.95)
+    assert [chosen(heat) for heat in (0, 0.0, 0.1, "1")] == ["greedy", "greedy", "sampled", "sampled"]
+
+
+# ---------------------------------------------------------------- marks
+
+
+def test_the_legend_filters_marks(unloaded: Page) -> None:
+    style = "node => { const s = getComputedStyle(node); return [s.borderBottomColor, s.backgroundColor]; }"
+    clear = "rgba(0, 0, 0, 0)"
+    token = unloaded.locator("#text-space .out .tok.accepted").last
+    bonus = unloaded.locator("#text-space .out .tok.bonus").last
+    bar = unloaded.locator(".chart rect.accepted").first
+    key = unloaded.locator(".legend button.accepted")
+    words = text(unloaded, "space")
+    assert token.evaluate(style)[0] != clear
+    before = bonus.evaluate(style)
+    key.press("Enter")
+    expect(key).to_have_attribute("aria-pressed", "false")
+    assert token.evaluate(style) == [clear, clear]
+    assert bonus.evaluate(style) == before, "the others stay"
+    assert float(bar.evaluate("node => getComputedStyle(node).opacity")) < 0.5
+    unloaded.focus("#text-space")
+    unloaded.keyboard.press("Home")
+    unloaded.keyboard.press("End")
+    assert token.evaluate(style) == [clear, clear], "also what the replay writes anew"
+    assert text(unloaded, "space") == words
+    key.click()
+    expect(key).to_have_attribute("aria-pressed", "true")
+    assert token.evaluate(style)[0] != clear
+
+
+def test_a_corrected_token_shows_the_guess_that_fell(unloaded: Page) -> None:
+    calls = [call for call in RECORDED["frame"]["calls"] if call["lane"] == "space"]
+    token = unloaded.locator("#text-space .out .tok.corrected").last
+    call = calls[int(token.get_attribute("data-call") or 0) - 1]
+    drafts = call.get("drafts") or calls[call["n"] - 2]["pending"]
+    fell = drafts[call["accepted"]][0]
+    above = (
+        "node => { const s = getComputedStyle(node, '::after'); return [s.content, s.textDecorationLine]; }"
+    )
+    assert token.evaluate(above)[0] in ("none", "normal")
+    token.hover()
+    content, line = token.evaluate(above)
+    assert json.loads(content).replace("␣", " ").strip() == fell.replace("\n", "↵").strip()
+    assert line == "line-through"
+    unloaded.mouse.move(0, 0)
+    assert token.evaluate(above)[0] in ("none", "normal")
+    # and by keyboard
+    unloaded.focus("#text-space")
+    unloaded.keyboard.press("Tab")
+    for _ in range(200):
+        if "corrected" in (unloaded.evaluate("document.activeElement.className") or ""):
+            break
+        unloaded.keyboard.press("ArrowLeft")
+    assert token.evaluate(above)[1] == "line-through"
+
+
+SCROLL_UP = """() => {
+  const box = document.querySelector("#text-space");
+  const look = () => {
+    const running = document.querySelector(".arena").dataset.state === "running";
+    const tokens = box.querySelectorAll(".tok").length;
+    if (!running || tokens < 80) return requestAnimationFrame(look);
+    window.seen = [box.scrollTop, tokens];
+    setTimeout(() => box.scrollTo(0, 0)); // as a hand does: not in the middle of a painting
+  };
+  look();
+}"""
+
+
+def test_a_lane_that_is_scrolled_up_stays_there(app: Page) -> None:
+    choose_grid(app)
+    set_number(app, "k", 8)
+    set_number(app, "budget", 192)
+    app.evaluate(SCROLL_UP)
+    app.click("#race")
+    app.wait_for_function(
+        "window.seen && document.querySelector('.arena').dataset.state === 'done'", timeout=120_000
+    )
+    top, tokens = app.evaluate("window.seen")
+    assert top > 0, "it followed the text until then"
+    assert tokens < 180
+    assert app.locator("#text-space").evaluate("b => b.scrollTop") == 0
+    assert app.locator("#text-vanilla").evaluate("b => b.scrollHeight - b.scrollTop - b.clientHeight < 24")
