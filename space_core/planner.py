@@ -47,6 +47,8 @@ REPEATS = 0.5
 BESIDE_COPIES = 0.3
 """Share of their worth that masks are believed to have there, to begin with."""
 PROBE_MASKS = 2
+TRUSTED, AGAIN = 6, 2
+"""Calls that masks are given to show that tokens come cheaper with them, at first and when tried again."""
 FIRST_PAUSE, LONGEST_PAUSE = 6, 96
 """Calls without a mask before masks are tried again; doubled whenever that was in vain."""
 
@@ -124,10 +126,10 @@ class AutoPlanner:
         # they do not: in a text that repeats itself masks may be right and yet earn nothing.
         self.worth = {False: Average(guess, 3.0), True: Average(BESIDE_COPIES * guess, 3.0)}
         self._repeats = False
-        # Sums that forget, as if of 8 calls. Apart, since a token saved costs what its neighbours do: where
-        # copies are to be had tokens are cheap, and their price would forbid masks where there are none.
-        self.tokens = {repeats: 8 * 1.3 for repeats in (False, True)}
-        self.seconds = {repeats: 8 * float(self.bare[1]) for repeats in (False, True)}
+        # Sums that forget. Apart, since a token saved costs what its neighbours do: where copies are
+        # to be had tokens are cheap, and their price would forbid masks where there are none.
+        self.tokens = {repeats: TRUSTED * 1.3 for repeats in (False, True)}
+        self.seconds = {repeats: TRUSTED * float(self.bare[1]) for repeats in (False, True)}
         self.row = float(self.bare[k + 1] - self.bare[1]) / k  # what judging a draft adds to a call
         self.pause, self.idle = FIRST_PAUSE, 0
         self._judged: tuple[Sequence[float], bool] = ((), False)
@@ -152,7 +154,11 @@ class AutoPlanner:
         if copied:
             survival = of_copies
         self._repeats = float(of_copies[1:].sum()) > REPEATS
-        masks = self._best(survival, self.seconds[self._repeats] / self.tokens[self._repeats])
+        price = self.seconds[self._repeats] / self.tokens[self._repeats]
+        masks = self._best(survival, price)
+        if any(masks) and not self._repeats and price > self.bare[1]:
+            # Whatever they promise: tokens have come dearer here than plain calls would have brought them.
+            masks = self._best(survival, price, masks=False)
         if any(masks):
             self.idle = 0
             if len(masks) > 1 or masks[0] > PROBE_MASKS:
@@ -161,6 +167,7 @@ class AutoPlanner:
             self.idle += 1
             if self.idle > self.pause:
                 self.idle, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
+                self.tokens[False], self.seconds[False] = AGAIN * 1.3, AGAIN * float(self.bare[1])
                 masks = (*masks[:-1], min(PROBE_MASKS, self.k))
         layout = Layout.steady(masks).within(left)
         self._judged = copies if copied else guesses, copied
@@ -177,8 +184,11 @@ class AutoPlanner:
         self.tokens[here] = self.tokens[here] * MEMORY + emitted
         self.seconds[here] = self.seconds[here] * MEMORY + self._spent
 
-    def _best(self, survival: npt.NDArray[np.float64], token: float) -> tuple[int, ...]:
-        """Masks by group, one group more than drafts, from the chances that the first 0, 1, … stand."""
+    def _best(self, survival: npt.NDArray[np.float64], token: float, masks: bool = True) -> tuple[int, ...]:
+        """Masks by group, one group more than drafts, from the chances that the first 0, 1, … stand.
+
+        masks: whether any may be fed.
+        """
         k, m = self.k, len(survival) - 1
         stop = np.where(self._reachable[: m + 1, : m + 1], survival, 0.0)  # [d, g]: all drafts up to g stand
         stop[:, :-1] -= np.where(self._reachable[: m + 1, 1 : m + 1], survival[1:], 0.0)
@@ -191,6 +201,8 @@ class AutoPlanner:
         total -= self.cost[self._after[: m + 1, : total.shape[1]]]
         total[:, 0] = -self.bare[1 : m + 2]  # no mask at all
         total += (survival.cumsum() * token)[:, None]
+        if not masks:
+            total = total[:, :1]
         drafts, n_masks = divmod(int(total.argmax()), total.shape[1])
         groups = np.bincount(order[drafts, :n_masks] // k, minlength=m + 1)
         return tuple(groups[: drafts + 1].tolist())

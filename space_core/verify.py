@@ -53,7 +53,7 @@ def verify_greedy(choices: Tensor, drafts: Tensor) -> Verdict:
         drafts: int64 [d].
     """
     if not len(drafts):
-        return Verdict(torch.zeros_like(choices[0]), choices[0])
+        return Verdict(choices.new_zeros(()), choices[0])
     accepted = (choices[:-1] == drafts).cumprod(0).sum()
     return Verdict(accepted, _row(choices, accepted))
 
