@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from space_core.decoders import space, vanilla
     from space_core.generation import generate
     from space_core.model import Masks, SpaceModel
-    from space_core.race import race
+    from space_core.racing import race
     from space_core.settings import Settings
     from space_core.threads import tune_threads
     from space_core.trace import Step, Stop, Trace
@@ -53,7 +53,7 @@ _ROOMS = {
     "batch": "batches",
     "generate": "generation",
     "load": "checkpoint",
-    "race": "race",
+    "race": "racing",
     "save": "checkpoint",
     "space": "decoders",
     "tune_threads": "threads",
@@ -65,8 +65,7 @@ _ROOMS = {
 def __getattr__(name: str) -> Any:
     if name not in _ROOMS:
         raise AttributeError(f"module 'space_core' has no attribute {name!r}")
-    # A public name may equal its room's (race): bind it, so that later imports of the room,
-    # which set the attribute to the module, have already happened.
+    # No public name may equal a room's: importing the room would set the attribute to the module.
     module = importlib.import_module(f"space_core.{_ROOMS[name]}")
     value = getattr(module, name)
     globals()[name] = value

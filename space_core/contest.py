@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from space_core.errors import SpaceError
-from space_core.race import race
+from space_core.racing import race
 from space_core.settings import Settings
 from space_core.trace import Step
 

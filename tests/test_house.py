@@ -17,7 +17,7 @@ ROOMS = {
     "verify": set(),
     "cache": set(),
     "detokenize": set(),
-    "race": {"trace"},
+    "racing": {"trace"},
     "metrics": {"trace"},
     "inspect": {"cache", "errors", "layout", "model", "trace"},
     "products": set(),
@@ -76,7 +76,7 @@ ROOMS = {
     "hosting": {"bundled", "errors", "settings"},
     "guard": {"errors", "hosting"},
     "devices": {"errors"},
-    "contest": {"decoders", "errors", "memory", "model", "peers", "race", "settings", "trace"},
+    "contest": {"decoders", "errors", "memory", "model", "peers", "racing", "settings", "trace"},
     "training": {"hosting"},
     "calls": {"cache", "checkpoint", "cost", "errors", "layout", "metrics", "model", "scores"},
 }
@@ -188,3 +188,10 @@ def test_kept_state_is_seen(source):
     assert not kept_state(
         "LIMITS = {}\ndef f(x):\n    found = dict(LIMITS)\n    found[x] = 1\n    return found"
     )
+
+
+def test_no_public_name_is_a_rooms():
+    """Importing the room would put the module in the name's place: `space_core.race(…)` failed like that."""
+    import space_core
+
+    assert not set(space_core.__all__) & {path.stem for path in (ROOT / "space_core").glob("*.py")}

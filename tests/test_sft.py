@@ -337,7 +337,7 @@ def test_a_packed_mask_is_the_mask_of_decoding(architecture, monkeypatch):
             b.normal_()
     seen = {}
     monkeypatch.setattr(
-        "finetune.packed.guess_loss",
+        "finetune.masks.guess_loss",
         lambda logits, own, text, first, known, plan, team: (
             seen.update(logits=logits, own=own, known=known, text=text) or logits.sum()
         ),
