@@ -59,7 +59,7 @@ def pytest_runtest_logreport(report):
 
 def pytest_sessionfinish(session):
     out = session.config.getoption("--trust")
-    if out:
+    if out and not hasattr(session.config, "workerinput"):  # the others' results come together in one process
         from trust_table import write
 
         write(Path(out), RAN)

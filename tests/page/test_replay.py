@@ -71,7 +71,7 @@ def test_replay_by_keyboard_alone_and_without_a_request(unloaded: Page) -> None:
         "window.gradio_config.dependencies"
         ".filter(d => d.targets.some(t => ['load', 'tick'].includes(t[1]))).map(d => d.id)"
     )
-    assert len(own) == 2
+    assert len(own) == 3
     unloaded.on(
         "request",
         lambda request: (

@@ -281,7 +281,7 @@ def test_the_replay_opens_from_a_disk_without_a_network(app: Page, tmp_path: Pat
         assert errors == []
         assert app.locator("main img, main script").count() == 0
         app.set_viewport_size({"width": 390, "height": 844})
-        assert app.evaluate("document.documentElement.scrollWidth") <= 390
+        app.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=5000)  # once it settled
     finally:
         app.context.set_offline(False)
 
