@@ -147,7 +147,7 @@ def caught_by_tests(fault: Fault, folder: Path) -> tuple[bool, str]:
 
 
 def pytest_in(folder: Path, tests: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--no-header"]
     command += [f"tests/{name}" for name in tests.split()]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
