@@ -237,7 +237,7 @@ class Loader:
     def status(self) -> dict[str, str]:
         """What the chip says."""
         if self._model is not None:
-            model, dtype = self._model, _dtype_name(self._model)
+            model, dtype = self._model, self._model.dtype_name
             title = f"{model.k} trained masks, context of {model.context} tokens"
             if self.draft is not None:
                 title += f"; draft model {self.draft.name}"
@@ -295,9 +295,6 @@ class Loader:
 def open_model(source: str, device: str, dtype: str) -> SpaceModel:
     """A model by its name, as far as this page may load it (`space_core.hosting`).
 
-    Args:
-        memory: of a conversation; further lanes read their prompt whole, and heed its end of turn.
-
     Raises:
         SpaceError: for one that it may not, or cannot.
     """
@@ -330,10 +327,6 @@ def preset_arguments(source: str, device: str, dtype: str) -> dict[str, Any]:
 def _device_name(model: SpaceModel) -> str:
     # There the model that this process has is on no device: a run's own process brings it to its GPU.
     return "ZeroGPU" if HOSTING.zero else str(model.device)
-
-
-def _dtype_name(model: SpaceModel) -> str:
-    return str(model.dtype).removeprefix("torch.")
 
 
 # ---------------------------------------------------------------- what the buttons do
@@ -527,16 +520,7 @@ class Handlers:
             read_prompt("\n".join(message.content for message in talk.messages), None)  # all of it counts
             sent, prompt_ids = talks.prompt(model, talk)
             HOSTING.limits.ids(prompt_ids)  # the template's own tokens too
-        race = frames.Race(
-            lanes=(*main, *further),
-            tokenizer=model.tokenizer,
-            prompt_ids=prompt_ids,
-            prompt=sent,
-            settings=settings,
-            model=model.name,
-            device=_device_name(model),
-            dtype=_dtype_name(model),
-        )
+        race = frames.Race.of(model, (*main, *further), prompt_ids, sent, settings, _device_name(model))
         race.load, race.talk = loader.number, talk
         return race
 
@@ -1027,7 +1011,7 @@ class Api:
             found = loader.model
             model |= {
                 "device": _device_name(found),
-                "dtype": _dtype_name(found),
+                "dtype": found.dtype_name,
                 "k": found.k,
                 "context": found.context,
                 "masks": found.masks.method,

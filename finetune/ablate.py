@@ -44,7 +44,7 @@ from transformers import AutoTokenizer
 
 import space_core
 from finetune.build import HELDOUT, base_prompts, base_tokens
-from finetune.distill import distill
+from finetune.distill import Own, distill
 from finetune.evaluate import decode_prompts
 from finetune.masks import Dense, Draw, Gated, Method, Paper, own_texts
 from finetune.optimizer import Optimizers, schedule
@@ -348,27 +348,26 @@ def _ground(plan: Ablation, start: Start, run: Path, cache: Path, out: Path) -> 
         )
     prompts = base_prompts(recipe, run, corpus, start.tokenizer)
     watch = prompts.pop(HELDOUT).tolist()
-    batches = _continuations(plan, start, prompts, out)
+    texts = _continuations(plan, start, prompts, out)
     request = Settings(max_new_tokens=recipe.masks.evaluate_tokens)
     model = space_core.SpaceModel(start.lm, start.tokenizer)
     plain = [
         tuple(token for step in space_core.vanilla(model, ids, request) for token in step.emitted)
         for ids in watch
     ]
-    rows, lengths = recipe.masks.batch, [ids.shape[1] for _, ids in batches]
+    rows, lengths = recipe.masks.batch, [own.sequences.shape[1] for own in texts]
     sources = [Tokens(run / "tokens" / "train.bin") for _ in lengths]
 
-    def windows(index: int, random: torch.Generator) -> tuple[Tensor, int]:
+    def windows(index: int, random: torch.Generator) -> Own:
         """Texts of the corpus, as long as the continuations with their prompts; nothing is a prompt."""
         turn = index % len(lengths)
-        return sources[turn].batch(index, rows, lengths[turn] - 1, random.initial_seed() // SEED), 1
+        return Own.of(1, sources[turn].batch(index, rows, lengths[turn] - 1, random.initial_seed() // SEED))
 
-    return Ground(start.lm, start.tokenizer, start.name, windows, own_texts(batches, rows), watch, plain)
+    whole = own_texts([own.whole() for own in texts], rows)  # as `Paper` and `Dense` need them
+    return Ground(start.lm, start.tokenizer, start.name, windows, whole, watch, plain)
 
 
-def _continuations(
-    plan: Ablation, start: Start, prompts: dict[str, Tensor], out: Path
-) -> list[tuple[int, Tensor]]:
+def _continuations(plan: Ablation, start: Start, prompts: dict[str, Tensor], out: Path) -> list[Own]:
     """The base's own continuations; the seconds they took here are kept, all calls together."""
     share = plan.prompts // len(prompts) if plan.prompts else None
     windows = {int(length): ids[:share] for length, ids in prompts.items()}

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from finetune.card import completions, model_card
@@ -22,15 +23,15 @@ from finetune.corpus import Document, collect, split
 from finetune.distill import distill
 from finetune.evaluate import evaluate
 from finetune.masks import train_masks
-from finetune.pack import pack, prompt_windows, read_meta
+from finetune.pack import lone_prompts, pack, prompt_windows, read_meta
 from finetune.pretrain import heldout_batches, heldout_loss, new_base, pretrain
 from finetune.recipe import Recipe
 from finetune.state import load_state, made, replace_folder, save_state
 from finetune.tokenizer import train_tokenizer
 from finetune.track import Trackers
-from space_core.checkpoint import MANIFEST, save
+from space_core.checkpoint import MANIFEST, load, save
 
-HELDOUT = "heldout"
+HELDOUT, ALONE = "heldout", "alone-"
 LOG = "training_log.jsonl"
 COMPLETIONS = 10
 """Completions that the model card quotes: of the first prompts, whatever they are."""
@@ -55,23 +56,26 @@ def build(
     corpus, meta, tokenizer = base_tokens(recipe, run, cache)
     prompts = base_prompts(recipe, run, corpus, tokenizer)
     watch = prompts.pop(HELDOUT).tolist()
+    alone = {int(n.removeprefix(ALONE)): prompts.pop(n) for n in list(prompts) if n.startswith(ALONE)}
     windows = {int(n): ids for n, ids in prompts.items()}
     own = None
     if recipe.base.start and recipe.pretrain.own_batch:
         first = new_base(recipe.base, meta["vocab_size"], meta["eos_token_id"], recipe.seed).to(device).eval()
-        own = distill(first, windows, recipe.distill, run / "start", recipe.seed)
+        own = [texts.whole() for texts in distill(first, windows, recipe.distill, run / "start", recipe.seed)]
     lm = pretrain(recipe, run / "tokens", run, meta, device, own, trackers)
     loss = heldout_loss(lm, heldout_batches(run / "tokens" / "heldout.bin", recipe.pretrain.seq_len))
     heldout = meta["heldout"]
     bits = loss / 0.6931471805599453 * heldout["tokens"] / heldout["text_bytes"]
 
-    batches = distill(lm, windows, recipe.distill, run, recipe.seed)
-    start = (load_state(run / "pretrain.pt") or {}).get("masks")
-    model = train_masks(lm, tokenizer, batches, watch, recipe.masks, run, recipe.seed, start, trackers)
+    texts = distill(lm, windows, recipe.distill, run, recipe.seed)
+    if alone:
+        texts += distill(lm, alone, recipe.distill, run / "alone", recipe.seed)
+    start = _masks_to_go_on_from(recipe, run)
+    model = train_masks(lm, tokenizer, texts, watch, recipe.masks, run, recipe.seed, start, trackers)
 
     model.name = recipe.name
-    texts = [tokenizer.decode(ids) for ids in watch]
-    figures = evaluate(model, texts, recipe.masks.k, recipe.masks.evaluate_tokens)
+    written = [tokenizer.decode(ids) for ids in watch]
+    figures = evaluate(model, written, recipe.masks.k, recipe.masks.evaluate_tokens)
     about = {
         "name": recipe.name,
         "recipe": asdict(recipe),
@@ -98,6 +102,21 @@ def build(
     replace_folder(part, out)
     trackers.finish()
     return out
+
+
+def _masks_to_go_on_from(recipe: Recipe, run: Path) -> dict[str, Tensor] | None:
+    """State of `GatedMasks`: of those taught with the base here, or of the start that is only taught on."""
+    if recipe.base.start and not recipe.pretrain.steps:
+        masks = load(recipe.base.start).masks
+        parts = {"adapter": masks.adapter, "sampler": masks.sampler} if masks is not None else {}
+        state = {
+            f"{part}.{name}": tensor
+            for part, module in parts.items()
+            if module is not None
+            for name, tensor in module.state_dict().items()
+        }
+        return {"embeddings": masks.embeddings, **state} if state else None
+    return (load_state(run / "pretrain.pt") or {}).get("masks")
 
 
 def _start(folder: Path) -> dict[str, Any]:
@@ -147,7 +166,10 @@ def _tokenizer(recipe: Recipe, run: Path, corpus: _Corpus) -> PreTrainedTokenize
 
 
 def base_prompts(recipe: Recipe, run: Path, corpus: _Corpus, tokenizer: Any) -> dict[str, Any]:
-    """Prompts to distil by their length; under HELDOUT those on which the build is watched."""
+    """Prompts to distil by their length; under HELDOUT those on which the build is watched.
+
+    Those that stand alone have ALONE in front of their length.
+    """
     path = run / "prompts.pt"
     state = load_state(path)
     if state is None:
@@ -160,5 +182,8 @@ def base_prompts(recipe: Recipe, run: Path, corpus: _Corpus, tokenizer: Any) -> 
         }
         length = plan.prompt_lengths[len(plan.prompt_lengths) // 2]
         state[HELDOUT] = prompt_windows(heldout, tokenizer, length, masks.evaluate_prompts, recipe.seed)
+        if plan.alone:
+            for length, ids in lone_prompts(train, tokenizer, plan.alone, recipe.seed).items():
+                state[f"{ALONE}{length}"] = ids
         save_state(path, state)
     return state

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import space_core
 from finetune.chat import Sample
+from finetune.distill import Own
 from finetune.masks import Dense, Gated
 from finetune.packed import PackedPaper, masked
 from finetune.precision import autocast, bfloat16_is_faster, clock
@@ -153,7 +154,7 @@ def _ways(plan: Cost, lm: Any) -> dict[str, Way]:
         return torch.randint(size, (plan.batch, plan.length), generator=random)
 
     def step(method: Dense | Gated, batch: Tensor, random: torch.Generator) -> int:
-        loss, counted = method.loss((batch, 1), random)
+        loss, counted = method.loss(Own.of(1, batch), random)
         loss.backward()
         return counted
 

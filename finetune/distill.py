@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +25,31 @@ from finetune.state import load_state, save_state
 from space_core.metrics import is_loop
 
 
-def distill(
-    lm: Any, prompts: dict[int, Tensor], plan: Distill, out: Path, seed: int
-) -> list[tuple[int, Tensor]]:
+class Own(NamedTuple):
+    """What the model wrote behind prompts of one length.
+
+    Attributes:
+        prompt: length of the prompts.
+        sequences: prompts and continuations. int64 [n, prompt + new]
+        ends: where each sequence ends, or begins to run in circles. int64 [n]
+    """
+
+    prompt: int
+    sequences: Tensor
+    ends: Tensor
+
+    @classmethod
+    def of(cls, prompt: int, sequences: Tensor) -> Own:
+        """All of them whole."""
+        return cls(prompt, sequences, torch.full((len(sequences),), sequences.shape[1]))
+
+    def whole(self) -> Own:
+        """Only the sequences that count from end to end."""
+        chosen = self.ends == self.sequences.shape[1]
+        return Own.of(self.prompt, self.sequences[chosen])
+
+
+def distill(lm: Any, prompts: dict[int, Tensor], plan: Distill, out: Path, seed: int) -> list[Own]:
     """Continue the prompts, resuming from what `out` holds.
 
     Args:
@@ -36,8 +58,8 @@ def distill(
         plan: how many new tokens, which share sampled.
 
     Returns:
-        (prompt length, sequences [n, length + new_tokens]) for each length; a sequence that ended
-        early is filled with end-of-text. Of those that run in circles at most the plan's share is left.
+        For each length. A sequence that ended early is filled with end-of-text. Of those that run in
+        circles the plan's share is left whole; the others end where the circles begin.
     """
     path = out / "distill.pt"
     state = load_state(path) or {"batches": []}
@@ -63,7 +85,7 @@ def distill(
         if index % 4 == 3 or index == len(parts) - 1:
             save_state(path, {"batches": done})
     return [
-        (length, _few_loops(torch.cat([part.long() for n, part in done if n == length]), length, plan.loops))
+        _few_loops(torch.cat([part.long() for n, part in done if n == length]), length, plan.loops)
         for length in sorted(prompts)
     ]
 
@@ -159,9 +181,12 @@ def _circles(ids: Sequence[int], n: int = 4, run: int = 8) -> int:
     return len(ids)
 
 
-def _few_loops(sequences: Tensor, prompt: int, share: float) -> Tensor:
-    """Without the looping sequences that are more than `share` of the result."""
-    return sequences[_kept([is_loop(row[prompt:]) for row in sequences.tolist()], share)]
+def _few_loops(sequences: Tensor, prompt: int, share: float) -> Own:
+    """Sequences of which those that loop and are more than `share` of the whole ones end early."""
+    written = [row[prompt:] for row in sequences.tolist()]
+    whole = set(_kept([is_loop(ids) for ids in written], share))
+    ends = [prompt + (len(ids) if i in whole else _circles(ids)) for i, ids in enumerate(written)]
+    return Own(prompt, sequences, torch.tensor(ends))
 
 
 def _kept(loops: Sequence[bool], share: float) -> list[int]:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache
 
+from finetune.distill import Own
 from finetune.evaluate import decode_prompts
 from finetune.optimizer import Optimizers, cosine, schedule
 from finetune.precision import autocast, bfloat16_is_faster
@@ -146,7 +147,7 @@ def joint_losses(
 def train_masks(
     model_lm: Any,
     tokenizer: Any,
-    batches: list[tuple[int, Tensor]],
+    texts: list[Own],
     prompts: list[list[int]],
     plan: MaskTraining,
     out: Path,
@@ -158,7 +159,7 @@ def train_masks(
 
     Args:
         model_lm: the base; `gated` leaves it as it is, `paper` trains it.
-        batches: of `distill`.
+        texts: of `distill`.
         prompts: held-out prompts on which tokens per call are measured by decoding.
         plan: method, steps, rates.
         out: states and log go here.
@@ -174,15 +175,18 @@ def train_masks(
         assert isinstance(method, Gated)
         method.trained.begin(start)
 
-    return train(method, own_texts(batches, plan.batch), tokenizer, prompts, plan, out, seed, tell=tell)
+    draw = own_texts(texts if gated else [own.whole() for own in texts], plan.batch)
+    return train(method, draw, tokenizer, prompts, plan, out, seed, tell=tell)
 
 
-def own_texts(batches: list[tuple[int, Tensor]], rows: int) -> Draw:
-    """Draws batches of so many rows from the texts of `distill`: sequences and their prompts' length."""
+def own_texts(texts: list[Own], rows: int) -> Draw:
+    """Draws batches of so many rows from the texts of `distill`, lengths as often as they have texts."""
+    sizes = torch.tensor([len(own.sequences) for own in texts], dtype=torch.float)
 
-    def draw(index: int, random: torch.Generator) -> tuple[Tensor, int]:
-        length, sequences = batches[int(torch.randint(len(batches), (), generator=random))]
-        return sequences[torch.randperm(len(sequences), generator=random)[:rows]], length
+    def draw(index: int, random: torch.Generator) -> Own:
+        own = texts[int(torch.multinomial(sizes, 1, generator=random))]
+        chosen = torch.randperm(len(own.sequences), generator=random)[:rows]
+        return Own(own.prompt, own.sequences[chosen], own.ends[chosen])
 
     return draw
 
@@ -365,19 +369,21 @@ class Gated:
     def loss(self, batch: Any, random: torch.Generator) -> tuple[Tensor, int]:
         """Mean cross-entropy of the masks of dense groups.
 
-        batch: sequences, int64 [batch, length], and the length of their prompts.
+        batch: an `Own`; what stands behind a sequence's end is no target.
         """
         lm, plan, trained = self.lm, self.plan, self.trained
-        sequences, prompt = batch
+        prompt, sequences, ends = batch
         rows, length = sequences.shape
         device = trained.embeddings.device
         sequences = sequences.to(device)
         with torch.no_grad():
             cache = DynamicCache()
             real = lm(sequences, use_cache=True, **{cache_argument(lm): cache})
-        # Anchors from the last prompt token on, one set for the batch, so that it shares a mask.
-        span = length - prompt - 1
-        places = torch.randperm(span, generator=random)[: plan.groups].sort().values + prompt - 1
+        # Anchors from the last prompt token on, one set for the batch, so that it shares a mask; where
+        # more of its sequences still go on, more often.
+        going = (ends[:, None] > torch.arange(prompt, length - 1)).float().mean(0).clamp_min(0.01)
+        anchors_wanted = min(plan.groups, len(going))
+        places = torch.multinomial(going, anchors_wanted, generator=random).sort().values + prompt - 1
         anchors = tuple(places.tolist())
         layout = Layout(length, 0, anchors, (plan.k,) * len(anchors))
         offsets, slots = layout.offsets()[length:].to(device), layout.slots().to(device)
@@ -391,12 +397,11 @@ class Gated:
                 **{cache_argument(lm): cache},
             )
         # The mask at position t predicts the token behind it; behind the text there is no target.
-        known = offsets + 1 < length
+        known = offsets + 1 < ends.to(device)[:, None]
         places = offsets.clamp(max=length - 2)
-        weights = known.float().expand(rows, -1)
         own, text = real.logits[:, places], sequences[:, places + 1]
-        loss = self._guess_loss(hidden, sequences[:, places], own, text, slots == 0, weights)
-        return loss, int(known.sum()) * rows
+        loss = self._guess_loss(hidden, sequences[:, places], own, text, slots == 0, known.float())
+        return loss, int(known.sum())
 
     def _guess_loss(
         self, hidden: Tensor, before: Tensor, own: Tensor, text: Tensor, first: Tensor, known: Tensor
@@ -440,9 +445,9 @@ class Paper:
     def loss(self, batch: Any, random: torch.Generator) -> tuple[Tensor, int]:
         """SAR-SFT of one batch; the cut is drawn per sample.
 
-        batch: sequences, int64 [batch, length], and the length of their prompts.
+        batch: an `Own` of whole sequences.
         """
-        sequences, prompt = batch
+        prompt, sequences, _ = batch
         k, losses, counted = self.plan.k, [], 0
         plain = torch.rand(len(sequences), generator=random) < self.plan.p_ar
         sequences = sequences.to(next(self.lm.parameters()).device)
@@ -485,7 +490,7 @@ class Dense(Paper):
 
     def loss(self, batch: Any, random: torch.Generator) -> tuple[Tensor, int]:
         """Mean loss of the real rows behind the prompt and of the masks. batch: as of `Paper`."""
-        sequences, prompt = batch
+        prompt, sequences, _ = batch
         embeddings = self.lm.get_input_embeddings().weight
         masks = Masks(self.plan.k, "paper", embeddings=embeddings[self.token_id].expand(self.plan.k, -1))
         plain, guesses, counted = joint_losses(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from finetune.lock import sha256_file
 
 FORMAT = "space-tokens/1"
 _DEFINITION_SHARE = 0.7
+_LONE_LENGTHS, _LONE_AT_LEAST = (32, 192), 12
 
 
 def pack(documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, out: Path) -> dict[str, Any]:
@@ -207,6 +209,38 @@ def prompt_windows(
         texts = [text[-16 * length - 64 :] for text in texts]
         prompts += [ids[-length:] for ids in encode(texts, tokenizer) if len(ids) > length]
     return torch.tensor(prompts[:count], dtype=torch.int64)
+
+
+def lone_prompts(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, count: int, seed: int
+) -> dict[int, torch.Tensor]:
+    """Prompts that stand alone: one function's signature and docstring with nothing in front.
+
+    A pure function of its arguments, as `prompt_windows`. Methods are taken out of their classes. Those of
+    rare lengths are left out, since continuations are made and trained on in batches of one length.
+
+    Returns:
+        By length in tokens, int64 [n, length]; `count` prompts in all, or as many as there are.
+    """
+    texts = sorted({text for document in documents for text in _lone_functions(document.text)})
+    order = np.random.default_rng(seed).permutation(len(texts))
+    by_length: dict[int, list[list[int]]] = {}
+    for ids in encode([texts[i] for i in order[: 2 * count]], tokenizer):
+        if _LONE_LENGTHS[0] <= len(ids) <= _LONE_LENGTHS[1]:
+            by_length.setdefault(len(ids), []).append(ids)
+    common = {length: ids for length, ids in sorted(by_length.items()) if len(ids) >= _LONE_AT_LEAST}
+    share = min(1.0, count / max(1, sum(map(len, common.values()))))
+    return {length: torch.tensor(ids[: max(1, round(share * len(ids)))]) for length, ids in common.items()}
+
+
+def _lone_functions(text: str) -> Iterator[str]:
+    """Signature and docstring of each function that has a docstring and a body, moved to the left edge."""
+    tree = parse(text)
+    lines = text.split("\n")
+    for node in _functions(tree) if tree is not None else ():
+        if ast.get_docstring(node, clean=False) is not None and len(node.body) > 1:
+            head = lines[node.lineno - 1 : node.body[0].end_lineno]
+            yield textwrap.dedent("\n".join(head)) + "\n"
 
 
 def _places(documents: Sequence[Document], random: np.random.Generator) -> Iterator[str]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import space_core
+from finetune.distill import Own
 from finetune.masks import GatedMasks, joint_losses
 from finetune.optimizer import Optimizers, schedule
 from finetune.pack import Tokens
@@ -56,7 +57,7 @@ def pretrain(
     out: Path,
     meta: dict[str, Any],
     device: str = "cpu",
-    own: list[tuple[int, Tensor]] | None = None,
+    own: list[Own] | None = None,
     tell: Tell | None = None,
 ) -> LlamaForCausalLM:
     """Train the base of a recipe, resuming from what `out` holds.
@@ -65,7 +66,7 @@ def pretrain(
         tokens: folder of `pack`.
         out: states and log go here.
         meta: of `pack`.
-        own: of `distill`, for `own_batch`.
+        own: of `distill`, for `own_batch`; whole texts only.
         tell: hears what is logged.
 
     Returns:
@@ -126,7 +127,7 @@ def pretrain(
             with autocast(batch.device, half):
                 loss, of_masks, _ = joint_losses(model, masks, batch, plan.mask_groups, random)
                 if own and plan.own_batch:
-                    prompt, texts = own[step % len(own)]
+                    prompt, texts, _ = own[step % len(own)]
                     texts = texts[torch.randperm(len(texts), generator=random)[: plan.own_batch]].to(device)
                     _, copies, _ = joint_losses(
                         model, masks, texts, plan.mask_groups, random, prompt - 1, plain=False

@@ -64,12 +64,17 @@ class Pretrain:
 class Distill:
     """The model's own continuations: `prompts`, equally many of each length in `prompt_lengths`.
 
-    `loops` is the share of continuations that may run in circles; more of them are dropped.
+    Attributes:
+        alone: prompts besides, each one function's signature and docstring with nothing in front, as
+            people give them.
+        loops: share of the texts that count whole which may run in circles; the others that do count
+            up to where the circles begin.
     """
 
     prompts: int
     prompt_lengths: tuple[int, ...]
     new_tokens: int
+    alone: int = 0
     batch: int = 64
     loops: float = 0.15
     sampled_share: float = 0.2

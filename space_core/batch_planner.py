@@ -26,15 +26,13 @@ import numpy.typing as npt
 
 from space_core.layout import Layout
 from space_core.planner import (
-    BESIDE_COPIES,
     FIRST_PAUSE,
     LONGEST_PAUSE,
     MEMORY,
     PROBE_MASKS,
     REPEATS,
-    Average,
+    Experience,
     Plan,
-    Reliability,
 )
 
 Array = npt.NDArray[np.float64]
@@ -107,10 +105,7 @@ class AutoBatch:
 
     def __init__(self, k: int, cost: Array, bare: Array, trained: bool = True) -> None:
         self.k, self.cost, self.bare = k, cost, bare
-        self.reliability = {False: Reliability(k), True: Reliability(k)}
-        guess = np.power(0.6 if trained else 0.2, np.arange(1, k + 1))
-        self.chances = Average(guess, weight=3.0)
-        self.worth = {False: Average(guess, 3.0), True: Average(BESIDE_COPIES * guess, 3.0)}
+        self.learned = Experience(k, trained)
         self.tokens = self.seconds = 0.0
         self.pause, self.idle = FIRST_PAUSE, 0
         self._judged: list[tuple[Sequence[float], bool]] = []
@@ -127,11 +122,12 @@ class AutoBatch:
         token = self.seconds / self.tokens
         survival, copied, repeats = np.zeros((n, k + 2)), [], []
         for row, ask in enumerate(asks):
-            ours, theirs = self._survival(ask.guesses, False), self._survival(ask.copies, True)
+            ours = self.learned.survival(ask.guesses, False)
+            theirs = self.learned.survival(ask.copies, True)
             copied.append(float(theirs.sum()) > float(ours.sum()))
             repeats.append(float(theirs[1:].sum()) > REPEATS)
             if ask.guesses:
-                self._value(ours, theirs, copied[-1], repeats[-1])
+                self.learned.value(ours, theirs, copied[-1], repeats[-1])
             best = theirs if copied[-1] else ours
             survival[row, : len(best)] = best
         drafts, n_masks, order, gains = self._best(survival, repeats, token)
@@ -159,8 +155,7 @@ class AutoBatch:
         if not self._judged:  # the first call was not planned
             return
         for (confidences, copied), known in zip(self._judged, stood, strict=True):
-            for slot, (confidence, right) in enumerate(zip(confidences, known, strict=False)):
-                self.reliability[copied].observe(slot, confidence, right)
+            self.learned.judge(confidences, copied, known)
             if known and all(known) and not copied:  # masks that are right again are asked again at once
                 self.idle = self.pause = FIRST_PAUSE
         self.tokens = self.tokens * MEMORY + emitted
@@ -179,7 +174,7 @@ class AutoBatch:
         stop = np.where(self._reachable, survival[:, None, :-1], 0.0)  # [n, d, g]
         stop -= np.where(self._below, survival[:, None, 1:], 0.0)
         row = float(self.bare[n * (k + 1)] - self.bare[n]) / (n * k)  # what judging a draft adds to a call
-        slots = np.stack([self.worth[again].value for again in repeats]) * token - row  # [n, k]
+        slots = np.stack([self.learned.worth[again].value for again in repeats]) * token - row  # [n, k]
         gains = (stop[:, :, :, None] * np.maximum(slots, 0.0)[:, None, None, :]).reshape(n, k + 1, -1)
         order = np.argsort(-gains, axis=2, kind="stable")
         total = np.zeros((k + 1, gains.shape[2] + 1))
@@ -203,19 +198,3 @@ class AutoBatch:
             return False
         self.idle, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
         return True
-
-    def _value(self, ours: Array, theirs: Array, copied: bool, repeats: bool) -> None:
-        """Learn what a fresh group is worth, beyond the copies that are at hand anyway."""
-        usual, known = self.chances.value, len(ours) - 1
-        rest = usual[known:] * (ours[-1] / max(usual[known - 1], 1e-9))
-        whole = np.concatenate([ours[1:], np.minimum(rest, ours[-1])])
-        self.chances.add(whole)
-        whole[: len(theirs) - 1] -= theirs[1:]
-        self.worth[repeats].add(np.zeros(self.k) if copied else np.maximum(whole, 0.0))
-
-    def _survival(self, confidences: Sequence[float], copied: bool) -> Array:
-        """Chance that the first 0, 1, … drafts all stand."""
-        chances = [1.0]
-        for slot, confidence in enumerate(confidences[: self.k]):
-            chances.append(chances[-1] * self.reliability[copied].chance(slot, confidence))
-        return np.array(chances)

@@ -258,6 +258,7 @@ class Calls:
 
     def __init__(self, model: SpaceModel, sequences: int) -> None:
         self.model, self.cache = model, RaggedCache(sequences)
+        model.refresh()
 
     def read(self, prompts: Sequence[Sequence[int]]) -> None:
         """Put all prompts into the cache, but for their last tokens."""

@@ -220,7 +220,7 @@ def _decode(
         model=model.name,
         method=str(line.method),
         k=line.k,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=model.dtype_name,
         device=str(model.device),
         prompt_ids=tuple(ids),
         steps=tuple(steps),

@@ -117,7 +117,7 @@ def measure(
         plain = spreads[layouts[0]][1]
         found += [
             CallTime(
-                dtype=str(model.dtype).removeprefix("torch."),
+                dtype=model.dtype_name,
                 context=context,
                 rows=layout.rows,
                 drafts=layout.n_drafts,

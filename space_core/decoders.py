@@ -307,7 +307,7 @@ class _Run:
         parts = (verdict.accepted[None], verdict.own[None], guessed.tokens, guessed.probs, guessed.sure)
         flat = torch.cat([part.float() for part in parts]).tolist()
         if not math.isfinite(sum(flat)):
-            dtype = str(self.model.dtype).removeprefix("torch.")
+            dtype = self.model.dtype_name
             raise UnsupportedModelError(f"the model's logits overflow in {dtype}: load it in another dtype")
         ids = tuple(map(int, flat[2 : 2 + n]))
         drafts = Drafts(

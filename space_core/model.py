@@ -254,6 +254,11 @@ class SpaceModel:
         return dtype
 
     @property
+    def dtype_name(self) -> str:
+        """Of the weights, as `load` takes it: "float32"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def vocabulary(self) -> int:
         """Ids that can be embedded."""
         return int(self._embed.weight.shape[0])
@@ -324,8 +329,8 @@ class SpaceModel:
         self, part: Any, shape: _Shape, real_ids: Sequence[int], cache: BlockCache, **options: Any
     ) -> Any:
         layout, past = shape.layout, cache.length
-        if self.products and not past:
-            self.products.refresh()
+        if not past:
+            self.refresh()
         inputs: dict[str, Any] = {}
         if shape.masks is None:
             inputs["input_ids"] = torch.tensor([list(real_ids)], device=self.device)
@@ -341,11 +346,14 @@ class SpaceModel:
             inputs[self._cache_argument] = cache
             return part(**inputs, position_ids=shape.offsets + past, use_cache=True, **options)
 
+    def refresh(self) -> None:
+        """Before each text: weights that were changed since they were laid out are multiplied as they are."""
+        if self.products:
+            self.products.refresh()
+
     @contextmanager
     def fast(self) -> Iterator[None]:
         """Within it whoever runs `lm` multiplies and attends as the decoders do. Hold the lock."""
-        if self.products:
-            self.products.refresh()
         products = self.products.on() if self.products else NOTHING
         with products, GROUPING if self.device.type == "cpu" else NOTHING:
             yield
@@ -537,10 +545,9 @@ def probe(model: SpaceModel) -> None:
     for left, right in ((with_masks[0], five), (with_masks[1], astray), (rolled_back, six)):
         gap = (left[..., : len(known)][known].to(wide) - right[..., : len(known)][known].to(wide)).abs().max()
         if not float(gap) <= tolerance:  # NaN is not
-            dtype = str(model.dtype).removeprefix("torch.")
             raise UnsupportedModelError(
-                f"{kind} does not obey explicit masks, positions or cache roll-back, or overflows in {dtype} "
-                f"(logits differ by {float(gap):.2g}): SPACE would not be lossless on it"
+                f"{kind} does not obey explicit masks, positions or cache roll-back, or overflows in "
+                f"{model.dtype_name} (logits differ by {float(gap):.2g}): SPACE would not be lossless on it"
             )
 
 

@@ -77,7 +77,7 @@ def run(
         model=model.name,
         method=str(request.method),
         k=request.k,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=model.dtype_name,
         device=str(model.device),
         prompt_ids=tuple(prompt_ids),
         steps=request.split(output, seconds),
@@ -318,6 +318,7 @@ def _twin(model: SpaceModel, fed: list[Tensor] | None, watch: Callable[[], objec
         num_assistant_tokens=getattr(own, "num_assistant_tokens", None) or ASSISTANT_TOKENS
     )
     plain = model.lm.forward
+    model.refresh()
 
     @functools.wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -118,13 +118,7 @@ class AutoPlanner:
     ) -> None:
         self.k, self.cost = k, cost
         self.bare = cost if bare is None else bare
-        self.reliability = {False: Reliability(k), True: Reliability(k)}
-        # Chances that drafts 1..i of a fresh group all stand; the guess holds for a few calls.
-        guess = np.power(0.6 if trained else 0.2, np.arange(1, k + 1))
-        self.chances = Average(guess, weight=3.0)
-        # What they are worth beyond the copies that are at hand anyway, where those promise much and where
-        # they do not: in a text that repeats itself masks may be right and yet earn nothing.
-        self.worth = {False: Average(guess, 3.0), True: Average(BESIDE_COPIES * guess, 3.0)}
+        self.learned = Experience(k, trained)
         self._repeats = False
         # Sums that forget. Apart, since a token saved costs what its neighbours do: where copies are
         # to be had tokens are cheap, and their price would forbid masks where there are none.
@@ -144,13 +138,10 @@ class AutoPlanner:
             self.idle += 1  # masks are not worth it, as was found a few calls ago
             self._judged, self._spent, self._repeats = ((), False), float(self.bare[1]), False
             return Plan(0, self._plain)
-        survival, of_copies = self._survival(guesses, False), self._survival(copies, True)
+        survival, of_copies = self.learned.survival(guesses, False), self.learned.survival(copies, True)
         copied = float(of_copies.sum()) > float(survival.sum())
         if guesses:
-            whole = self._extended(survival)
-            self.chances.add(whole)
-            whole[: len(of_copies) - 1] -= of_copies[1:]
-            self.worth[self._repeats].add(np.zeros(self.k) if copied else np.maximum(whole, 0.0))
+            self.learned.value(survival, of_copies, copied, self._repeats)
         if copied:
             survival = of_copies
         self._repeats = float(of_copies[1:].sum()) > REPEATS
@@ -176,8 +167,7 @@ class AutoPlanner:
 
     def learn(self, stood: Sequence[bool], emitted: int) -> None:
         confidences, copied = self._judged
-        for slot, (confidence, right) in enumerate(zip(confidences, stood, strict=False)):
-            self.reliability[copied].observe(slot, confidence, right)
+        self.learned.judge(confidences, copied, stood)
         if stood and all(stood) and not copied:  # masks that are right again are asked again at once
             self.idle = self.pause = FIRST_PAUSE
         here = self._repeats
@@ -193,7 +183,7 @@ class AutoPlanner:
         stop = np.where(self._reachable[: m + 1, : m + 1], survival, 0.0)  # [d, g]: all drafts up to g stand
         stop[:, :-1] -= np.where(self._reachable[: m + 1, 1 : m + 1], survival[1:], 0.0)
         # Worth of slot j of a group: of what it may win, less the row that judges it.
-        slots = np.maximum(self.worth[self._repeats].value * token - self.row, 0.0)
+        slots = np.maximum(self.learned.worth[self._repeats].value * token - self.row, 0.0)
         gains = (stop[:, :, None] * slots).reshape(m + 1, -1)  # falls along the slots of each group
         order = np.argsort(-gains, axis=1, kind="stable")
         total = np.zeros((m + 1, gains.shape[1] + 1))
@@ -207,7 +197,29 @@ class AutoPlanner:
         groups = np.bincount(order[drafts, :n_masks] // k, minlength=m + 1)
         return tuple(groups[: drafts + 1].tolist())
 
-    def _survival(self, confidences: Sequence[float], copied: bool) -> npt.NDArray[np.float64]:
+
+class Experience:
+    """What is learned of drafts as a run goes: how often they stood, and what fresh ones are worth.
+
+    Args:
+        k: most drafts and most masks in a group.
+        trained: whether somebody trained the masks: what is expected of them to begin with.
+
+    Attributes:
+        reliability: of guesses (False) and of copies (True).
+        chances: that drafts 1..i of a fresh group all stand. [k]
+        worth: of those beyond the copies that are at hand anyway, where these promise much (True) and where
+            they do not: in a text that repeats itself masks may be right and yet earn nothing. [k]
+    """
+
+    def __init__(self, k: int, trained: bool) -> None:
+        self.k = k
+        self.reliability = {False: Reliability(k), True: Reliability(k)}
+        guess = np.power(0.6 if trained else 0.2, np.arange(1, k + 1))  # holds for a few calls
+        self.chances = Average(guess, weight=3.0)
+        self.worth = {False: Average(guess, 3.0), True: Average(BESIDE_COPIES * guess, 3.0)}
+
+    def survival(self, confidences: Sequence[float], copied: bool) -> npt.NDArray[np.float64]:
         """Chance that the first 0, 1, … drafts all stand."""
         reliability = self.reliability[copied]
         chances = [1.0]
@@ -215,11 +227,32 @@ class AutoPlanner:
             chances.append(chances[-1] * reliability.chance(slot, confidence))
         return np.array(chances)
 
-    def _extended(self, survival: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The chances of all k slots; those of slots without a mask follow the usual decline."""
-        usual, known = self.chances.value, len(survival) - 1
-        rest = usual[known:] * (survival[-1] / max(usual[known - 1], 1e-9))
-        return np.concatenate([survival[1:], np.minimum(rest, survival[-1])])
+    def value(
+        self,
+        guessed: npt.NDArray[np.float64],
+        of_copies: npt.NDArray[np.float64],
+        copied: bool,
+        repeats: bool,
+    ) -> None:
+        """Learn from the chances of a fresh group what such a group is worth.
+
+        Args:
+            guessed, of_copies: `survival` of the drafts that masks guessed, and of those that were copied.
+            copied: the copies are taken, so the group earns nothing.
+            repeats: whether the text repeats itself.
+        """
+        usual, known = self.chances.value, len(guessed) - 1
+        # Slots without a mask follow the usual decline.
+        rest = usual[known:] * (guessed[-1] / max(usual[known - 1], 1e-9))
+        whole = np.concatenate([guessed[1:], np.minimum(rest, guessed[-1])])
+        self.chances.add(whole)
+        whole[: len(of_copies) - 1] -= of_copies[1:]
+        self.worth[repeats].add(np.zeros(self.k) if copied else np.maximum(whole, 0.0))
+
+    def judge(self, confidences: Sequence[float], copied: bool, stood: Sequence[bool]) -> None:
+        """Learn which drafts were right, up to the first wrong one."""
+        for slot, (confidence, right) in enumerate(zip(confidences, stood, strict=False)):
+            self.reliability[copied].observe(slot, confidence, right)
 
 
 class Reliability:

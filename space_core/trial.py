@@ -123,7 +123,7 @@ class Trial:
                 self.result = bench.result(
                     self.model,
                     self.draft,
-                    [str(self.model.dtype).removeprefix("torch.")],
+                    [self.model.dtype_name],
                     self.settings,
                     1,
                     len(done | left_out),

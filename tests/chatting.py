@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import transformers
-from tiny import ARCHITECTURES, trained_like_masks
-from transformers import AutoModelForCausalLM
+from tiny import ARCHITECTURES, tiny_lm, trained_like_masks
 
 from finetune.tokenizer import train_tokenizer
 from space_core.model import SpaceModel
@@ -32,20 +30,8 @@ def chat_tokenizer(folder: Path, template: str | None = CHAT):
 
 def chat_lm(architecture: str = "Llama", dtype: torch.dtype = torch.float64, seed: int = 0):
     """Random, but not constant; ends neither text nor turn by itself."""
-    shape = {**ARCHITECTURES[architecture], "vocab_size": VOCABULARY}
-    for name in ("max_position_embeddings", "n_positions"):
-        if name in shape:
-            shape[name] = 512
-    config = getattr(transformers, f"{architecture}Config")(**shape)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(config, name, None)
-    torch.manual_seed(seed)
-    lm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    with torch.no_grad():
-        for parameter in lm.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(6)
-    return lm.eval().requires_grad_(False)
+    places = {"max_position_embeddings", "n_positions"} & ARCHITECTURES[architecture].keys()
+    return tiny_lm(architecture, dtype, seed, vocab_size=VOCABULARY, **dict.fromkeys(places, 512))
 
 
 def chat_model(folder: Path, architecture: str = "Llama", template: str | None = CHAT) -> SpaceModel:

@@ -25,6 +25,20 @@ def llama():
 
 
 @pytest.fixture
+def as_before():
+    """The command line sets torch's threads and transformers' log level for the whole process."""
+    import torch
+    from transformers.utils import logging
+
+    threads, level = torch.get_num_threads(), logging.get_verbosity()
+    logging.set_verbosity_warning()
+    yield
+    torch.set_num_threads(threads)
+    logging.set_verbosity(level)
+    logging.enable_progress_bar()
+
+
+@pytest.fixture
 def figures(record_property):
     """What a test found, for the trust table: figures(cases=…, worst=…)."""
 

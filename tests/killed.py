@@ -25,6 +25,7 @@ from tiny import tiny_lm
 
 import space_core
 from finetune import state
+from finetune.distill import Own
 from finetune.masks import train_masks
 from finetune.recipe import MaskTraining
 from space_core import checkpoint
@@ -48,7 +49,7 @@ def train(folder: Path) -> None:
     """The whole way: states in `run`, then the checkpoint."""
     text = torch.arange(40).repeat(4, 1) % 64
     lm = tiny_lm("Llama", torch.float32)
-    model = train_masks(lm, None, [(4, text)], [[1, 2]], PLAN, folder / "run", seed=0)
+    model = train_masks(lm, None, [Own.of(4, text)], [[1, 2]], PLAN, folder / "run", seed=0)
     if not (folder / "checkpoint").exists():
         checkpoint.save(folder / "checkpoint", model)
 

@@ -14,6 +14,7 @@ from finetune import ablate as room
 from finetune.__main__ import main
 from finetune.ablate import VARIANTS, open_base, rate_at, summary, train_for
 from finetune.build import build
+from finetune.distill import Own
 from finetune.masks import Dense, Gated, Paper
 from finetune.recipe import MaskTraining, load_recipe
 
@@ -94,7 +95,7 @@ def test_all_variants_from_one_base_killed_and_resumed(home, tmp_path, monkeypat
     assert main(arguments(home, out, "--json", str(tmp_path / "copy.json"))) == 0
     tried = set()
     for _, method, draw, *_ in done:
-        texts, prompt = draw(0, torch.Generator().manual_seed(0))
+        prompt, texts, _ = draw(0, torch.Generator().manual_seed(0))
         assert texts.shape == (4, {1: 24}.get(prompt, prompt + 16))
         tried.add((type(method), prompt > 1, method.plan.until_fail, method.plan.soft, method.plan.sampler))
     assert tried == {
@@ -198,7 +199,7 @@ def test_training_ends_with_the_time_and_the_rate_with_it(monkeypatch):
     plan = MaskTraining(steps=1, batch=2, k=2, rank=2, groups=2)
     method = Gated(tiny_lm("Llama", torch.float32), plan, 0)
     text = torch.arange(24).repeat(2, 1)
-    row = train_for(7.0, method, lambda index, random: (text, 4), 1e-3, 0, False)
+    row = train_for(7.0, method, lambda index, random: Own.of(4, text), 1e-3, 0, False)
     assert (row["steps"], row["seconds"], row["diverged"]) == (7, 7.0, False)
     assert 0 < rate_at(0.01) < rate_at(0.05) == rate_at(0.6) == 1 > rate_at(0.8) > rate_at(0.99) > 0
 
@@ -208,7 +209,7 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
     method = Gated(tiny_lm("Llama", torch.float32), plan, 0)
     with torch.no_grad():
         method.trained.embeddings.fill_(float("nan"))
-    row = train_for(60.0, method, lambda index, random: (torch.arange(24).repeat(2, 1), 4), 1e-3, 0, False)
+    row = train_for(60.0, method, lambda index, random: Own.of(4, torch.arange(24).repeat(2, 1)), 1e-3, 0, False)
     assert row["diverged"] and row["steps"] == 1
 
 
@@ -242,9 +243,8 @@ def test_dense_groups_see_and_learn_what_the_papers_cut_does():
     torch.manual_seed(0)
     dense = Dense(lm, plan)
     text = torch.randint(64, (1, 12), generator=torch.Generator().manual_seed(1))
-    loss, counted = dense.loss(
-        (text, 9), torch.Generator().manual_seed(0)
-    )  # the group stands behind row 8 or 9
+    # the group stands behind row 8 or 9
+    loss, counted = dense.loss(Own.of(9, text), torch.Generator().manual_seed(0))
     real = -dense.lm(text[:, :-1]).logits.log_softmax(-1)[0, torch.arange(8, 11), text[0, 9:]]
     wanted = []
     for anchor in (8, 9):
@@ -262,7 +262,7 @@ def test_the_papers_samples_are_cut_in_one_batch_as_they_are_one_by_one():
     lm = tiny_lm("Llama")
     paper = Paper(lm, MaskTraining(steps=1, batch=1, k=3, p_ar=0.4))
     texts = torch.randint(64, (6, 20), generator=torch.Generator().manual_seed(1))
-    loss, counted = paper.loss((texts, 4), torch.Generator().manual_seed(0))
+    loss, counted = paper.loss(Own.of(4, texts), torch.Generator().manual_seed(0))
     random = torch.Generator().manual_seed(0)
     plain = (torch.rand(6, generator=random) < 0.4).tolist()
     each = [

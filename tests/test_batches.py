@@ -311,7 +311,7 @@ def test_no_other_shape_is_worth_more(row, n):
     stands = np.cumprod([1.0, *confidences])
     token = price[n] / (1.3 * n)
     judge = (price[n * (k + 1)] - price[n]) / (n * k)
-    slots = np.maximum(planned.worth[False].value * token - judge, 0)
+    slots = np.maximum(planned.learned.worth[False].value * token - judge, 0)
 
     def value(masks):
         d = len(masks) - 1

@@ -27,16 +27,7 @@ from space_core.trace import Step, Stop, Trace
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
 
 
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """The command line sets torch's threads and transformers' log level for the whole process."""
-    from transformers.utils import logging
-
-    threads, level = torch.get_num_threads(), logging.get_verbosity()
-    logging.set_verbosity_warning()
-    yield
-    torch.set_num_threads(threads)
-    logging.set_verbosity(level)
+pytestmark = pytest.mark.usefixtures("as_before")
 
 
 def trace(*steps: Step, k: int = 0) -> Trace:

@@ -466,6 +466,21 @@ class TestPrompts:
         whole = "\0".join(d.text for d in documents)
         assert all(text[8:] in whole for text in texts)
 
+    def test_lone_prompts_are_a_functions_head_and_nothing_else(self, trained):
+        method = 'class A:\n    def f(self, a):\n        """Says what f{0} does with a\n        and no more."""\n        return a\n'
+        documents = [document(f"{i}.py", module(i, 8) + method.format(i)) for i in range(150)]
+        prompts = pack.lone_prompts(documents, trained, 300, seed=3)
+        again = pack.lone_prompts(documents, trained, 300, seed=3)
+        assert prompts.keys() == again.keys() and all(torch.equal(prompts[n], again[n]) for n in prompts)
+        assert 250 < sum(map(len, prompts.values())) <= 320
+        for length, ids in prompts.items():
+            assert ids.shape[1] == length and ids.dtype == torch.int64
+            for text in map(trained.decode, ids):
+                assert text.startswith(("def ", "async def ")) and text.endswith('"""\n')
+                assert len(list(pack.definition_ends(text + "    pass\n"))) == 1
+        heads = {text for ids in prompts.values() for text in map(trained.decode, ids)}
+        assert any("and no more" in text and "\n    and" in text for text in heads)  # out of its class
+
     def test_too_few_places(self, trained):
         with pytest.raises(ValueError, match="of 1000 prompts"):
             pack.prompt_windows([document("a.py", module(1))], trained, 32, 1000, seed=0)

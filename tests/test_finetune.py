@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ import torch
 from tiny import output, tiny_lm
 
 import space_core
+from finetune.build import _masks_to_go_on_from
+from finetune.distill import Own, _few_loops
 from finetune.evaluate import parses, read_prompts
-from finetune.masks import train_masks
+from finetune.masks import Gated, train_masks
 from finetune.optimizer import orthogonalise, schedule
 from finetune.pretrain import pretrain
 from finetune.recipe import (
@@ -32,6 +35,7 @@ from finetune.recipe import (
 )
 from finetune.state import load_state, save_state
 from space_core import Settings
+from space_core.checkpoint import save
 from space_core.errors import PromptError
 
 ROOT = Path(__file__).parent.parent
@@ -105,7 +109,7 @@ def test_masks_learn_a_text_that_repeats(tmp_path, method):
         evaluate_tokens=32,
     )
     before = {name: weight.clone() for name, weight in lm.state_dict().items()}
-    model = train_masks(lm, None, [(4, sequences)], [prompt], plan, tmp_path, seed=0)
+    model = train_masks(lm, None, [Own.of(4, sequences)], [prompt], plan, tmp_path, seed=0)
     model.eos_ids = frozenset()
     if method == "gated":
         assert all(torch.equal(weight, lm.state_dict()[name]) for name, weight in before.items())
@@ -164,6 +168,53 @@ def test_a_base_that_learns_beside_its_masks_learns_both_and_resumes_to_the_bit(
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+def test_texts_that_run_in_circles_end_where_they_begin_to():
+    straight, circles = list(range(10, 30)), [10, 11, 12] + [1, 2, 3, 4] * 5
+    texts = torch.tensor([[7, 8, *straight], [7, 8, *circles[:20]], [7, 8, *circles[:20]]])
+    own = _few_loops(texts, 2, 0.5)
+    assert own.prompt == 2 and own.ends.tolist()[:2] == [22, 22]  # as many loops whole as may be
+    assert 2 + 3 + 4 <= own.ends[2] <= 2 + 3 + 8
+    assert torch.equal(own.whole().sequences, texts[:2])
+    assert _few_loops(texts, 2, 0.0).ends.tolist().count(22) == 1
+
+
+def test_nothing_behind_the_end_of_a_text_is_a_target():
+    lm = tiny_lm("Llama", torch.float64)
+    plan = MaskTraining(steps=1, batch=2, k=3, rank=2, groups=12, sampler=8, soft=0.3)
+    method = Gated(lm, plan, seed=0)
+    torch.manual_seed(0)
+    texts = torch.randint(64, (2, 20))
+    changed = texts.clone()
+    changed[1, 11:] = (changed[1, 11:] + 1) % 64
+
+    def loss(sequences, ends):
+        value, counted = method.loss(Own(4, sequences, torch.tensor(ends)), torch.Generator().manual_seed(1))
+        return value.item(), counted
+
+    assert loss(texts, [20, 11]) == loss(changed, [20, 11])
+    assert loss(texts, [20, 12])[0] != loss(changed, [20, 12])[0]
+    assert loss(texts, [20, 11])[1] < loss(texts, [20, 20])[1]
+
+
+def test_masks_are_taught_on_from_those_of_a_checkpoint(tmp_path):
+    lm = tiny_lm("Llama", torch.float32)
+    text = torch.arange(40).repeat(4, 1) % 64
+    plan = MaskTraining(
+        steps=4, batch=2, k=2, rank=2, groups=3, sampler=8, evaluate_every=100, evaluate_tokens=4
+    )
+    first = train_masks(lm, None, [Own.of(4, text)], [[1, 2]], plan, tmp_path / "run", seed=0)
+    save(tmp_path / "first", first)
+    recipe = load_recipe("python-mini")
+    recipe = replace(recipe, base=replace(recipe.base, start=str(tmp_path / "first")))
+    assert recipe.pretrain.steps == 0
+    state = _masks_to_go_on_from(recipe, tmp_path)
+    again = Gated(tiny_lm("Llama", torch.float32), plan, seed=5)
+    again.trained.begin(state)
+    want = load_state(tmp_path / "run" / "masks-gated.pt")["trained"]
+    assert state.keys() == want.keys()
+    assert all(torch.equal(again.trained.state_dict()[name], tensor) for name, tensor in want.items())
+
+
 def test_mask_training_resumes_to_the_bit(tmp_path):
     text = torch.arange(40).repeat(4, 1) % 64
 
@@ -182,7 +233,7 @@ def test_mask_training_resumes_to_the_bit(tmp_path):
             **changes,
         )
         lm = tiny_lm("Llama", torch.float32)
-        return train_masks(lm, None, [(4, text)], [[1, 2]], plan, folder, seed=0).masks.embeddings
+        return train_masks(lm, None, [Own.of(4, text)], [[1, 2]], plan, folder, seed=0).masks.embeddings
 
     whole = train(tmp_path / "whole", 9)
     train(tmp_path / "parts", 9)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_verify import chi_square, limit
 from tiny import ARCHITECTURES, VOCABULARY, tiny_lm, trained_like_masks
 from transformers import (
     DynamicCache,
@@ -34,6 +33,8 @@ from transformers.generation import BaseStreamer
 import space_core
 from space_core import generation
 from space_core.bundled import default_checkpoint
+from space_core.checks import chi_square
+from space_core.checks import quantile as limit
 from space_core.cost import Costs
 from space_core.decoders import _Run
 from space_core.errors import CheckpointError, SettingError, UnsupportedModelError
@@ -776,3 +777,11 @@ def test_the_readmes_quick_start_runs(monkeypatch):
     scope: dict[str, object] = {}
     exec("\n".join(lines), scope)
     assert torch.equal(scope["output"], scope["plain"])
+
+
+def test_the_bundled_checkpoint_has_the_present_files():
+    """They are what `save` writes: whoever changes them writes them anew (`write_custom_generate`)."""
+    ours = Path(generation.__file__).parent / "custom_generate"
+    kept = default_checkpoint() / "custom_generate"
+    for name in ("generate.py", "requirements.txt"):
+        assert (kept / name).read_bytes() == (ours / name).read_bytes()

@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from test_verify import chi_square, limit
 from tiny import ARCHITECTURES, VOCABULARY, oracle, output, tiny_lm, trained_like_masks
 
 import space_core
@@ -14,6 +13,8 @@ from space_core import Settings, planner
 from space_core.adapter import GatedAdapter
 from space_core.cache import BlockCache
 from space_core.checkpoint import load, save
+from space_core.checks import chi_square
+from space_core.checks import quantile as limit
 from space_core.cost import Costs
 from space_core.decoders import _Run
 from space_core.errors import CheckpointError

@@ -33,15 +33,7 @@ QUESTIONS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def as_before():
-    from transformers.utils import logging
-
-    threads, level = torch.get_num_threads(), logging.get_verbosity()
-    yield
-    torch.set_num_threads(threads)
-    logging.set_verbosity(level)
-    logging.enable_progress_bar()
+pytestmark = pytest.mark.usefixtures("as_before")
 
 
 @pytest.fixture(scope="module")

@@ -52,18 +52,14 @@ OWN = re.compile(r"\x1b\[(\?25[lh]|[0-9]*A|2K|[0-9]*G)")
 """What rich sends while it paints: hide and show the cursor, up, erase a line."""
 
 
-@pytest.fixture(autouse=True)
-def as_before(monkeypatch):
-    """The command line sets torch's threads and transformers' log level for the whole process."""
-    from transformers.utils import logging
+pytestmark = pytest.mark.usefixtures("as_before", "unset")
 
+
+@pytest.fixture
+def unset(monkeypatch):
+    """Nothing in the environment says what the terminal is."""
     for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "COLUMNS", "LINES", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
-    threads, level = torch.get_num_threads(), logging.get_verbosity()
-    yield
-    torch.set_num_threads(threads)
-    logging.set_verbosity(level)
-    logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")
@@ -409,7 +405,15 @@ def test_ctrl_c_while_the_model_loads_is_130_without_a_traceback():
     command = [sys.executable, "-c", "import time, space_core.commands.options as o; import space_core.__main__ as m\n"
                "def slow(options): print('loading', flush=True); time.sleep(60)\n"
                "o.model = slow; raise SystemExit(m.main(['race', 'a']))"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs these tests in the background of a shell has SIGINT ignored, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert process.stdout.readline() == "loading\n"
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)

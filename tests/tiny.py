@@ -40,9 +40,9 @@ ARCHITECTURES = {
 }
 
 
-def tiny_lm(architecture: str = "Llama", dtype: torch.dtype = torch.float64, seed: int = 0):
+def tiny_lm(architecture: str = "Llama", dtype: torch.dtype = torch.float64, seed: int = 0, **shape: int):
     """A causal LM whose text is not constant: weights larger than a fresh model's."""
-    config = getattr(transformers, f"{architecture}Config")(**ARCHITECTURES[architecture])
+    config = getattr(transformers, f"{architecture}Config")(**{**ARCHITECTURES[architecture], **shape})
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, None)
     torch.manual_seed(seed)

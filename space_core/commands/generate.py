@@ -83,7 +83,7 @@ def decoded(
     ids: Sequence[int],
     settings: Settings,
     method: str,
-    memory: Memory | None,
+    memory: Memory | None = None,
     told: bool = False,
 ) -> Trace:
     """One run. `told`: print the text as it comes, without what ends a turn."""
@@ -108,7 +108,7 @@ def decoded(
         model=model.name,
         method=method,
         k=settings.k if method == "space" else 0,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=model.dtype_name,
         device=str(model.device),
         prompt_ids=tuple(ids),
         steps=tuple(collected),

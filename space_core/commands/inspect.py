@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from space_core.commands import options as given
+from space_core.commands.generate import decoded
 from space_core.errors import TraceError
 
 if TYPE_CHECKING:
@@ -67,18 +68,7 @@ def _decoded(model: SpaceModel, prompt: str, settings: Any, lane: str) -> Trace:
 
     ids = model.encode(prompt)
     space_core.tune_threads(model)
-    decode = space_core.space if lane == "space" else space_core.vanilla
-    steps = tuple(decode(model, ids, settings))
-    return space_core.Trace(
-        model=model.name,
-        method=lane,
-        k=settings.k if lane == "space" else 0,
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
-        prompt_ids=tuple(ids),
-        steps=steps,
-        settings=settings.to_json(),
-    )
+    return decoded(model, ids, settings, lane)
 
 
 def read(name: str, lane: str) -> Trace:

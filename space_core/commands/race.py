@@ -51,16 +51,7 @@ def run(options: argparse.Namespace) -> int:
     for decoder in _decoders(model, ids, replace(settings, max_new_tokens=WARM_TOKENS)).values():
         for _ in decoder:
             pass
-    race = frames.Race(
-        lanes=MAIN,
-        tokenizer=model.tokenizer,
-        prompt_ids=ids,
-        prompt=prompt,
-        settings=settings,
-        model=model.name,
-        device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
-    )
+    race = frames.Race.of(model, MAIN, ids, prompt, settings)
     lanes = terminal.Lanes(MAIN)
     code = 0
     with _painted(lanes, quiet=options.json) as paint:

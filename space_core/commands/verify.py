@@ -133,7 +133,7 @@ def to_json(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **machine,
         "model": subject.model.name,
-        "dtype": str(subject.model.dtype).removeprefix("torch."),
+        "dtype": subject.model.dtype_name,
         "attention": str(getattr(subject.model.lm.config, "_attn_implementation", "")),
         "masks": subject.model.masks.method,
         "prompts": [list(prompt) for prompt in subject.prompts],

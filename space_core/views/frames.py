@@ -21,6 +21,7 @@ from space_core.views.lanes import MAIN
 from space_core.views.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
+    from space_core.model import SpaceModel
     from space_core.talks import Talk
 
 FORMAT: Final = "space-frames/1"
@@ -175,6 +176,20 @@ class Race:
         self._lanes = {name: _Lane(name, spellers[name]) for name in lanes}
         self._calls: list[Call] = []
         self._sent = 0
+
+    @classmethod
+    def of(
+        cls,
+        model: SpaceModel,
+        lanes: Sequence[str],
+        prompt_ids: Sequence[int],
+        prompt: str,
+        settings: Settings,
+        device: str = "",
+    ) -> Race:
+        """A race of this model that has not begun. `device`: what to call it, where not by its own name."""
+        place = device or str(model.device)
+        return cls(lanes, model.tokenizer, prompt_ids, prompt, settings, model.name, place, model.dtype_name)
 
     @property
     def about(self) -> About:

@@ -26,16 +26,7 @@ from space_core.views.lanes import MAIN
 def record(model: SpaceModel, prompt: str, settings: Settings) -> dict[str, Any]:
     """Run one race and tell it whole, as "space-race/1"."""
     ids = model.encode(prompt)
-    race = frames.Race(
-        lanes=MAIN,
-        tokenizer=model.tokenizer,
-        prompt_ids=ids,
-        prompt=prompt,
-        settings=settings,
-        model=model.name,
-        device=str(model.device),
-        dtype=str(model.dtype).removeprefix("torch."),
-    )
+    race = frames.Race.of(model, MAIN, ids, prompt, settings)
     decoders = {
         "vanilla": space_core.vanilla(model, ids, settings),
         "space": space_core.space(model, ids, settings),

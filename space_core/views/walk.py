@@ -185,6 +185,12 @@ def _hits(asked: Sequence[Sequence[Sequence[Any]]], written: Sequence[str]) -> s
     )
 
 
+TOLD = (
+    "(In this model a small head tells each guess the token in front of it when the guesses are read off. "
+    "That helps, and promises nothing.) "
+)
+
+
 def _guess(told: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": "guess",
@@ -192,9 +198,10 @@ def _guess(told: dict[str, Any]) -> dict[str, Any]:
         "title": "What the masks predict are drafts: guesses, nothing more",
         "lead": [
             "The likeliest token of each mask becomes a draft for the next call. No mask knows what the "
-            "others will say, so a later draft fits only where the earlier ones come true. A draft stands "
-            "if plain decoding would have written the same token there, and all drafts before it stand "
-            "too.",
+            "others will say, so a later draft fits only where the earlier ones come true. "
+            + (TOLD if told["masks"].get("sampler") else "")
+            + "A draft stands if plain decoding would have written the same token there, and all drafts "
+            "before it stand too.",
         ],
         "task": "How many of these drafts will stand? Choose the last one that does, then reveal.",
         "rounds": told["rounds"],

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import io
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from served import CHROMIUM, FLAGS, ROOT, answers, free_port, set_number
+from served import CHROMIUM, FLAGS, ROOT, serving, set_number
 
 MOST = 3_000_000
 """Bytes that the file may have."""
@@ -38,26 +36,13 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=10, help="pictures a second")
     parser.add_argument("--dark", action="store_true")
     options = parser.parse_args()
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/"
-    command = [sys.executable, "app.py", "--port", str(port)]
-    command += ["--model", options.model] if options.model else []
-    server = subprocess.Popen(command, cwd=ROOT)
-    try:
-        while not answers(url):
-            if server.poll() is not None:
-                sys.exit("the page did not start")
-            time.sleep(0.2)
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-            scheme = "dark" if options.dark else "light"
-            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
-            page.goto(url)
-            pictures = film(page, options)
-            browser.close()
-    finally:
-        server.terminate()
-        server.wait(10)
+    with serving(options.model) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        scheme = "dark" if options.dark else "light"
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
+        page.goto(url)
+        pictures = film(page, options)
+        browser.close()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     size = write(pictures, options.out, options.rate)
     print(f"{options.out}: {len(pictures)} pictures, {size:,} bytes")

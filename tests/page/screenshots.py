@@ -11,14 +11,11 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from served import CHROMIUM, FLAGS, ROOT, answers, free_port, under_way
+from served import CHROMIUM, FLAGS, ROOT, serving, under_way
 from walking import go, learn, solve
 
 DESKTOP, TALL, LONG, PHONE = (1280, 800), (1280, 1100), (1280, 1500), (390, 844)
@@ -70,35 +67,22 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SHOTS, metavar="NAME", help="these, by their names")
     options = parser.parse_args()
     wanted = options.only or (SHOTS if options.all else STANDING)
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/"
     options.out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "app.py", "--port", str(port)]
-    command += ["--model", options.model] if options.model else []
-    server = subprocess.Popen(command, cwd=ROOT)
-    try:
-        while not answers(url):
-            if server.poll() is not None:
-                sys.exit("the page did not start")
-            time.sleep(0.2)
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-            for name, ((width, height), scheme, phase) in SHOTS.items():
-                if name not in wanted:
-                    continue
-                context = browser.new_context(
-                    viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
-                )
-                page = context.new_page()
-                page.goto(url)
-                act(page, phase)
-                shot = page.screenshot(full_page=width < 500 or "learn-" in phase)
-                keep(shot, options.out / f"{name}.png")
-                context.close()
-            browser.close()
-    finally:
-        server.terminate()
-        server.wait(10)
+    with serving(options.model) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        for name, ((width, height), scheme, phase) in SHOTS.items():
+            if name not in wanted:
+                continue
+            context = browser.new_context(
+                viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
+            )
+            page = context.new_page()
+            page.goto(url)
+            act(page, phase)
+            shot = page.screenshot(full_page=width < 500 or "learn-" in phase)
+            keep(shot, options.out / f"{name}.png")
+            context.close()
+        browser.close()
 
 
 def keep(shot: bytes, path: Path) -> None:
@@ -161,8 +145,8 @@ def look_inside(page: Page) -> None:
     def worth(call: dict) -> tuple:
         fates = call["fates"]
         return (
-            "rejected" in fates,
             call["next"] == "masks",
+            "rejected" in fates,
             min(2, fates.count("accepted")),
             len(call["guesses"]),
         )

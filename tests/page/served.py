@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
 import sys
+import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +69,25 @@ def answers(url: str) -> bool:
             return response.status == 200
     except OSError:
         return False
+
+
+@contextmanager
+def serving(model: str | None) -> Iterator[str]:
+    """The address of a page of one's own, for who makes pictures of it; the bundled model by default."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/"
+    command = [sys.executable, "app.py", "--port", str(port)]
+    command += ["--model", model] if model else []
+    server = subprocess.Popen(command, cwd=ROOT)
+    try:
+        while not answers(url):
+            if server.poll() is not None:
+                sys.exit("the page did not start")
+            time.sleep(0.2)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(10)
 
 
 # ---------------------------------------------------------------- what a visitor does

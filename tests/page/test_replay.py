@@ -248,6 +248,7 @@ def test_a_live_race_resets_the_controls_and_they_wake_at_its_end(app: Page) -> 
 
 def test_a_stopped_race_can_be_replayed(app: Page) -> None:
     choose_grid(app)
+    set_number(app, "k", 8)  # slow calls: the race is to last until the click
     set_number(app, "budget", 512)
     app.click("#race")
     under_way(app, 8)
