@@ -43,7 +43,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 import space_core
-from finetune.build import HELDOUT, base_prompts, base_tokens
+from finetune.build import ALONE, HELDOUT, base_prompts, base_tokens
 from finetune.distill import Own, distill
 from finetune.evaluate import decode_prompts
 from finetune.masks import Dense, Draw, Gated, Method, Paper, own_texts
@@ -348,6 +348,7 @@ def _ground(plan: Ablation, start: Start, run: Path, cache: Path, out: Path) -> 
         )
     prompts = base_prompts(recipe, run, corpus, start.tokenizer)
     watch = prompts.pop(HELDOUT).tolist()
+    prompts = {length: ids for length, ids in prompts.items() if not length.startswith(ALONE)}
     texts = _continuations(plan, start, prompts, out)
     request = Settings(max_new_tokens=recipe.masks.evaluate_tokens)
     model = space_core.SpaceModel(start.lm, start.tokenizer)

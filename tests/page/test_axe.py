@@ -27,7 +27,7 @@ def bundled_server(
     yield from serve(["app.py", "--device", "cpu"], tmp_path_factory.mktemp("bundled") / "log.txt")
 
 
-@pytest.fixture(params=["light", "dark"])
+@pytest.fixture(params=["light", pytest.param("dark", marks=pytest.mark.slow)])
 def scheme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
