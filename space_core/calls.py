@@ -139,7 +139,7 @@ def _call(model: SpaceModel, layout: Layout, cache: BlockCache) -> None:
         first = torch.zeros((), dtype=torch.long, device=model.device)
         masks = judged.masks(first)
         if judged.told:
-            judged.chain(masks, judged.guesses(masks), first, lambda row, ids: ids[0, row.argmax(-1)])
+            judged.chain(masks, first, lambda row: row.argmax(-1))
         else:
             judged.guesses(masks).argmax(-1)
 

@@ -270,7 +270,6 @@ class _Run:
 
     def _draft_in_turn(self, judged: Judged, masks: Tensor, own: Tensor) -> _Guessed:
         """Drafts that know the ones before. [n, hidden], int64 []"""
-        untold = judged.guesses(masks)
         if self.settings.greedy:
             chances = [1.0]
 
@@ -278,29 +277,24 @@ class _Run:
                 chances.append(chances[-1] * float(_surest(logits)))
                 return chances[-1] < HOPELESS
 
-            def likeliest_of(logits: Tensor, candidates: Tensor) -> Tensor:
-                return candidates[0].index_select(0, likeliest(logits))
-
-            end = hopeless if self.thrifty else None
-            tokens, logits, _ = judged.chain(masks, untold, own, likeliest_of, end)
+            tokens, logits = judged.chain(masks, own, likeliest, hopeless if self.thrifty else None)
             sure = _surest(logits)
             return _Guessed(tokens, sure, sure, None)
         # How sure a draft is may not depend on the drafts drawn before it, or the planner would leave
         # those out because of what they are: all but the first are as sure as their mask was, told nothing.
         # Nor may the number of drafts.
-        known = self.distribution(untold).amax(-1)
+        untold = self.distribution(judged.guesses(masks)).amax(-1)
         if self.thrifty:
-            masks = masks[: 1 + int((known.cumprod(0)[:-1] >= HOPELESS_UNTOLD).sum())]
+            masks = masks[: 1 + int((untold.cumprod(0)[:-1] >= HOPELESS_UNTOLD).sum())]
         rows: list[Tensor] = []
 
-        def choose(logits: Tensor, candidates: Tensor) -> Tensor:
+        def choose(logits: Tensor) -> Tensor:
             rows.append(self.distribution(logits))
-            return candidates[0].index_select(0, draw(rows[-1], self.uniforms(1, rows[-1])))
+            return draw(rows[-1], self.uniforms(1, rows[-1]))
 
-        tokens, _, candidates = judged.chain(masks, untold[: len(masks)], own, choose)
-        of_candidates = torch.cat(rows)
-        q = of_candidates.new_zeros(len(rows), untold.shape[-1]).scatter_(1, candidates, of_candidates)
-        sure = torch.cat([of_candidates[0].amax()[None], known[1 : len(q)]])
+        tokens, _ = judged.chain(masks, own, choose)
+        q = torch.cat(rows)
+        sure = torch.cat([q[0].amax()[None], untold[1 : len(q)]])
         return _Guessed(tokens, q.gather(-1, tokens[:, None])[:, 0], sure, q)
 
     def fetch(self, verdict: Verdict, guessed: _Guessed | None) -> tuple[int, int, Drafts]:

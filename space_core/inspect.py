@@ -7,7 +7,6 @@ for is said in `views/inspect.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -99,23 +98,14 @@ def _told(judged: Judged, layout: Layout, step: Step) -> torch.Tensor:
         if masks:
             place = layout.group_rows(group)
             rows = judged.rows(range(place.start, place.stop))
-            logits[place] = _chained(judged, rows, own[group], lambda row, ids: ids[0, row.argmax(-1)])
+            logits[place] = judged.chain(rows, own[group], lambda row: row.argmax(-1))[1]
     drafts = step.new_drafts if step.new_draft_probs else ()  # copies have no probabilities, and no rows
     chosen = list(layout.drafting_rows(step.accepted))[: len(drafts)]
     if chosen:
         script = iter(torch.tensor(drafts, device=own.device)[:, None])
         last = torch.tensor(step.emitted[-1], device=own.device)
-        logits[chosen] = _chained(judged, judged.rows(chosen), last, lambda row, ids: next(script))
+        logits[chosen] = judged.chain(judged.rows(chosen), last, lambda row: next(script))[1]
     return logits
-
-
-def _chained(
-    judged: Judged, masks: torch.Tensor, own: torch.Tensor, choose: Callable[..., torch.Tensor]
-) -> torch.Tensor:
-    """Logits of a chain of guesses, those that were no candidates at -inf. [n, V]"""
-    untold = judged.guesses(masks)
-    _, logits, candidates = judged.chain(masks, untold, own, choose)
-    return torch.full_like(untold, -torch.inf).scatter_(1, candidates, logits)
 
 
 def _check(real: torch.Tensor, step: Step, trace: Trace, model: SpaceModel) -> None:

@@ -17,19 +17,16 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from space_core.adapter import GatedAdapter
 from space_core.cache import BlockCache, additive, cache_argument
 from space_core.errors import PromptError, UnsupportedModelError
 from space_core.layout import Layout
 from space_core.placement import devices, is_spread, runs_on, weights_here
-from space_core.products import Products, is_plain
+from space_core.products import Products
 from space_core.sampler import SamplerHead
 
-CANDIDATES = 64
-"""Tokens that a guess told the token in front of it is chosen from. Of the guesses of the bundled model 0.3 %
-fewer stand than of all 4,096 (none fewer with 128); the head is read once in the place of up to k times."""
 MASK_BLOCK = 512
 """Cache slots by which a call's attention mask grows."""
 LONG_CALL = 256
@@ -139,40 +136,32 @@ class Judged:
     def chain(
         self,
         masks: Tensor,
-        untold: Tensor,
         own: Tensor,
-        choose: Callable[[Tensor, Tensor], Tensor],
+        choose: Callable[[Tensor], Tensor],
         end: Callable[[Tensor], bool] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Guesses one after the other, each told the token in front of it.
-
-        A guess is one of the `CANDIDATES` that its mask finds likeliest when told nothing: so the model's
-        head is read once for all guesses and not once for each.
 
         Args:
             masks: of one group. [n, hidden]
-            untold: their `guesses`. float [n, V]
             own: the token in front of the first. int64 []
-            choose: a token from logits and the candidates that they are of. float [1, c], int64 [1, c] →
-                int64 [1]
+            choose: a token from logits. float [1, V] → int64 [1]
             end: whether no further guess is wanted behind the one from these logits; None: never.
 
         Returns:
-            The tokens, int64 [up to n], the logits that they were chosen from, float [up to n, c], and the
-            candidates that these are of, int64 [up to n, c].
+            The tokens, int64 [up to n], and the logits that they were chosen from, float [up to n, V].
         """
         sampler = self._model.masks.sampler
         assert sampler is not None
-        candidates = untold.topk(min(CANDIDATES, untold.shape[-1]), sorted=False).indices
-        step, score = sampler.steps(masks), self._model.scorer(candidates)
-        tokens, logits, before = [], [], own[None]
+        step, before = sampler.steps(masks), own[None]
+        tokens, logits = [], []
         for row in range(len(masks)):
-            logits.append(score(row, step(row, self._model.embed(before))))
-            before = choose(logits[-1], candidates[row : row + 1])
+            logits.append(self._model.logits(step(row, self._model.embed(before))))
+            before = choose(logits[-1])
             tokens.append(before)
             if end is not None and end(logits[-1]):
                 break
-        return torch.cat(tokens), torch.cat(logits), candidates[: len(tokens)]
+        return torch.cat(tokens), torch.cat(logits)
 
 
 class _Grouping:
@@ -320,22 +309,6 @@ class SpaceModel:
     def logits(self, rows: Tensor) -> Tensor:
         """What `call` left for the head, as logits. [n, hidden] → float [n, V], [M] at -inf"""
         return _without(rows if self._head is None else self._head(rows), self.mask_token_id)
-
-    def scorer(self, candidates: Tensor) -> Callable[[int, Tensor], Tensor]:
-        """`logits` of some tokens only, others for each row. int64 [n, c]
-
-        Returns:
-            A function of a row's number and of what `call` left for the head there, [1, hidden], that gives
-            float [1, c].
-        """
-        head = self.lm.get_output_embeddings()
-        if self.mask_token_id is None and is_plain(head) and head.weight.device == candidates.device:
-            weights = head.weight[candidates]  # [n, c, hidden]
-            biases = None if head.bias is None else head.bias[candidates]
-            return lambda row, hidden: nn.functional.linear(
-                hidden, weights[row], None if biases is None else biases[row]
-            )
-        return lambda row, hidden: self.logits(hidden).gather(-1, candidates[row : row + 1])
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings. int64 [n] → float [n, hidden]"""

@@ -160,18 +160,10 @@ def _plain(layer: nn.Linear) -> bool:
     """Whether this is torch's own layer in float32 on a CPU, with nothing hung onto it."""
     weight = layer.weight
     return (
-        is_plain(layer)
+        type(weight) is nn.Parameter  # and no quantised one
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and not weight.is_inference()
-    )
-
-
-def is_plain(layer: Any) -> bool:
-    """Whether this is torch's own layer with a weight that is a plain tensor, and nothing hung onto it."""
-    return (
-        type(layer) is nn.Linear
-        and type(layer.weight) is nn.Parameter  # and no quantised one
         and "forward" not in layer.__dict__
     )
 
