@@ -71,7 +71,7 @@ def obstacle(model: SpaceModel) -> str | None:
     windows = [getattr(text, "attention_chunk_size", None)]
     windows += [getattr(text, "sliding_window", None)] if getattr(text, "use_sliding_window", True) else []
     if any(windows) or set(getattr(text, "layer_types", None) or ()) - {"full_attention"}:
-        return "it has layers without full attention"
+        return "it has layers that do not see the whole text"
     ropes = getattr(text, "rope_parameters", None) or {}
     for rope in (ropes, *ropes.values()):
         if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
