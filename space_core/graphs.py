@@ -121,7 +121,10 @@ class Graphs:
             if not self._tried:
                 self._tried = True
                 start = model.clock()
-                reason = obstacle(model) or self._trial(model)
+                try:
+                    reason = obstacle(model) or self._trial(model)
+                except ERRORS as error:
+                    reason = _told(error)
                 self.spent += model.clock() - start
                 if reason:
                     self._refuse(reason)
@@ -129,8 +132,7 @@ class Graphs:
             try:
                 return None if self.refused else self._run(model, layout, real_ids, cache)
             except ERRORS as error:
-                told = str(error).strip().splitlines()
-                self._refuse(told[0][:160] if told else type(error).__name__)
+                self._refuse(_told(error))
                 return None
 
     def _run(self, model: SpaceModel, layout: Layout, real_ids: Sequence[int], cache: BlockCache) -> Tensor:
@@ -354,6 +356,12 @@ def inputs(model: SpaceModel, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         torch.cat([embeddings, padding]).to(device),
         additive(sees, model.dtype).to(device),
     )
+
+
+def _told(error: Exception) -> str:
+    """An error's first line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
 
 
 def _power_of_two(least: int) -> int:

@@ -24,7 +24,7 @@ ROOMS = {
     "sampler": {"errors"},
     "placement": {"errors"},
     "adapter": {"errors", "placement", "products"},
-    "graphs": {"cache", "layout", "placement"},
+    "graphs": {"cache", "layout", "model", "placement"},
     "model": {"errors", "layout", "cache", "adapter", "graphs", "placement", "products", "sampler"},
     "checkpoint": {"errors", "adapter", "model", "placement", "sampler"},
     "lookup": set(),
