@@ -20,7 +20,7 @@ from test_sampler import told_model
 from test_trust import run, sound, tiny_subject
 from tiny import ARCHITECTURES, VOCABULARY, output, tiny_lm, trained_like_masks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 import space_core
 from space_core import Settings, checks, graphs
@@ -354,6 +354,11 @@ def test_any_steps_and_crops_leave_the_cache_of_the_committed_text(calls):
 LOOKS = [getattr(torch.ops.aten, name).default for name in ("item", "is_nonzero", "_local_scalar_dense")]
 
 
+def address(value):
+    """Where a tensor's numbers lie now: a recording does not follow one that is moved."""
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
 class Tape(TorchDispatchMode):
     """A CUDA graph for the CPU: the operations of a recording, on the very tensors it used.
 
@@ -368,7 +373,7 @@ class Tape(TorchDispatchMode):
         if function in LOOKS:
             raise RuntimeError("operation not permitted when stream is capturing")
         result = function(*arguments, **(named or {}))
-        self.operations.append((function, arguments, named or {}, result))
+        self.operations.append((function, *tree_map(address, (arguments, named or {}, result))))
         return result
 
     def replay(self):
@@ -450,6 +455,20 @@ def test_a_replay_reads_its_adapter_its_masks_and_where_it_stands(tape):
             expected = plainly(model, space_core.space, prompt_of(5), settings)
             assert output(space_core.space(model, prompt_of(5), settings)) == expected
     assert tape and model.graphs.refused is None
+
+
+def test_what_a_call_said_is_kept_when_the_next_one_is_replayed(tape):
+    model, cache = tiny_model(), BlockCache()
+    model.call(Layout.plain(4), prompt_of(4), cache)
+    for layout in (Layout.plain(1), Layout.grid(1)):
+        said = []
+        for token in (3, 7, 9):
+            judged = model.call(layout, [token, 5][: layout.n_real], cache)
+            said.append((judged._rows, judged.real, judged._rows.clone(), judged.real.clone()))
+        for rows, real, rows_then, real_then in said:
+            assert torch.equal(rows, rows_then) and torch.equal(real, real_then)
+        assert not torch.equal(said[1][0], said[2][0])
+    assert len(tape) == 2 and model.graphs.refused is None
 
 
 def test_other_masks_are_recorded_anew(tape):
