@@ -9,7 +9,8 @@ decoded together share one such cache, each with a length of its own.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -159,6 +160,79 @@ class RaggedLayer(BlockLayer):
     def keep(self, sequences: Sequence[int]) -> None:
         index = torch.tensor(sequences, device=self.keys.device)
         self.keys, self.values = self.keys.index_select(0, index), self.values.index_select(0, index)
+
+
+class FixedCache(Cache):  # type: ignore[misc]
+    """Storage of one size at one place, in which a `BlockCache` stays as a guest: for `graphs.py`.
+
+    The guest's layers keep their rows in this storage. So calls on the guest and calls on this cache can take
+    turns on one text. A call on this one is told as data where its rows go, and sees all slots; what is not
+    of the text is for the attention mask to hide. A guest that grows beyond the storage leaves it by itself.
+
+    Args:
+        like: a cache of the same model that has been used.
+        size: slots.
+    """
+
+    def __init__(self, like: BlockCache, size: int) -> None:
+        super().__init__(layers=[FixedLayer(layer, size) for layer in like.layers])
+        self.size = size
+        self._guest: Callable[[], BlockCache | None] = lambda: None
+
+    def holds(self, cache: BlockCache) -> bool:
+        """Whether a cache's rows lie here."""
+        return self._guest() is cache and all(
+            ours.keys is theirs.keys for ours, theirs in zip(self.layers, cache.layers, strict=True)
+        )
+
+    @property
+    def free(self) -> bool:
+        """Whether there is no guest, or none any more."""
+        guest = self._guest()
+        return guest is None or not self.holds(guest)
+
+    def take(self, cache: BlockCache) -> None:
+        """Take a cache in; a guest that is here goes, with all that it committed."""
+        guest = self._guest()
+        if guest is not None and self.holds(guest):
+            for layer in guest.layers:
+                layer.keys = layer.keys[:, :, : layer.length].clone()
+                layer.values = layer.values[:, :, : layer.length].clone()
+        for ours, theirs in zip(self.layers, cache.layers, strict=True):
+            for name in ("keys", "values"):
+                store, rows = getattr(ours, name), getattr(theirs, name)[:, :, : theirs.length]
+                store[:, :, : theirs.length] = rows
+                # What lies behind is hidden by a weight of 0, and 0 times an overflow is no 0.
+                store[:, :, theirs.length :] = 0
+                setattr(theirs, name, store)
+        self._guest = weakref.ref(cache)
+
+    def place(self, slots: Tensor) -> None:
+        """Say where the rows of the next call go. int64 [rows]"""
+        for layer in self.layers:
+            layer.slots = slots
+
+
+class FixedLayer(BlockLayer):
+    """Keys and values of one layer: [1, heads, size, head_dim], all of them seen."""
+
+    def __init__(self, like: BlockLayer, size: int) -> None:
+        super().__init__()
+        self.lazy_initialization(like.keys, like.values)
+        self.keys = like.keys.new_zeros((*like.keys.shape[:2], size, like.keys.shape[3]))
+        self.values = like.values.new_zeros((*like.values.shape[:2], size, like.values.shape[3]))
+        self.slots = torch.empty(0, dtype=torch.long)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write new rows into their slots; return all slots."""
+        self.keys.index_copy_(2, self.slots, key_states)
+        self.values.index_copy_(2, self.slots, value_states)
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.keys.shape[2], 0
 
 
 def cache_argument(lm: Any) -> str:

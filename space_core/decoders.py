@@ -367,7 +367,7 @@ def _planner(model: SpaceModel, settings: Settings) -> Planner:
         return GridPlanner(k)
     costs = model.costs.get(settings.greedy)
     if costs is None:
-        measured = cost.measure(lambda layouts: _seconds(model, settings, layouts))
+        measured = cost.measure(lambda layouts: _seconds(model, settings, layouts), model.clock)
         costs = model.costs[settings.greedy] = measured
     with_masks, bare = costs.curves(k)
     return AutoPlanner(k, with_masks, bare, trained=model.masks.method != "untrained")

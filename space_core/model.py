@@ -22,6 +22,7 @@ from torch import Tensor
 from space_core.adapter import GatedAdapter
 from space_core.cache import BlockCache, additive, cache_argument
 from space_core.errors import PromptError, UnsupportedModelError
+from space_core.graphs import Graphs, wanted
 from space_core.layout import Layout
 from space_core.placement import devices, is_spread, runs_on, weights_here
 from space_core.products import Products
@@ -224,9 +225,16 @@ class SpaceModel:
         self._cache_argument = cache_argument(lm)
         self.products: Products | None = None
         """How linear layers multiply on a CPU; None: as torch does."""
+        self.graphs: Graphs | None = None
+        """Recorded calls, of which all lanes make use; None: each call is launched anew."""
 
     def pack(self) -> None:
-        """Lay the weights out a second time where that is faster (`products.py`). `load` does it."""
+        """Make calls fast in the ways that this device has. `load` does it.
+
+        On a CPU the weights are laid out a second time where that is faster (`products.py`). On CUDA steady
+        calls are recorded and replayed (`graphs.py`), if the environment says SPACE_GRAPHS=1.
+        """
+        self.graphs = Graphs() if wanted(self.device, os.environ) else None
         self.products = Products(self.lm)
         if self._head is not None:
             self._head = self._at_home(self.products.head(self.lm.get_output_embeddings()))
@@ -285,7 +293,7 @@ class SpaceModel:
         Args:
             layout: the rows of the call.
             real_ids: tokens of its real rows, layout.n_real of them.
-            cache: what was committed so far; grows by layout.rows.
+            cache: what was committed so far; grows by layout.rows, of a recorded call by the real ones.
 
         Returns:
             The real rows' logits; those of a mask group are computed when they are asked for, since
@@ -297,14 +305,17 @@ class SpaceModel:
             self.call(Layout.plain(layout.n_real - 1), real_ids[:-1], cache)
             layout, real_ids = Layout.first(1, layout.n_masks), real_ids[-1:]
         shape = self._shape(layout, cache.length)
-        n_judged = 1 + layout.n_drafts
+        rows = None if self.graphs is None else self.graphs.rows(self, layout, real_ids, cache)
+        if rows is None:
+            rows = self._rows(shape, real_ids, cache)
+        return Judged(self.logits(rows[: 1 + layout.n_drafts]), rows, shape.drafting, self)
+
+    def _rows(self, shape: _Shape, real_ids: Sequence[int], cache: BlockCache) -> Tensor:
+        """What the head is to read of the judged rows. [n_judged, hidden], or logits without a plain head"""
+        n_judged = shape.layout.n_judged
         if self._head is None:
-            rows = self._run(self.lm, shape, real_ids, cache, logits_to_keep=layout.n_judged).logits[0]
-            rows = self._home(rows)
-            return Judged(self.logits(rows[:n_judged]), rows, shape.drafting, self)
-        hidden = self._run(self._base, shape, real_ids, cache).last_hidden_state[0]
-        rows = self._home(hidden[layout.n_real - n_judged :])
-        return Judged(self.logits(rows[:n_judged]), rows, shape.drafting, self)
+            return self._home(self._run(self.lm, shape, real_ids, cache, logits_to_keep=n_judged).logits[0])
+        return self._home(self._run(self._base, shape, real_ids, cache).last_hidden_state[0][-n_judged:])
 
     def logits(self, rows: Tensor) -> Tensor:
         """What `call` left for the head, as logits. [n, hidden] → float [n, V], [M] at -inf"""
@@ -417,9 +428,9 @@ class SpaceModel:
                 torch.mps.synchronize()
 
     def clock(self) -> float:
-        """Seconds, with the device's work done."""
+        """Seconds, with the device's work done; those of recording a call, once for each shape, left out."""
         self.synchronize()
-        return time.perf_counter()
+        return time.perf_counter() - (0.0 if self.graphs is None else self.graphs.spent)
 
     def encode(self, text: str) -> list[int]:
         """Prompt text to ids; special tokens spelled out in the text stay plain text.

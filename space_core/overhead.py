@@ -72,9 +72,12 @@ def profile(model: SpaceModel, texts: Sequence[Sequence[int]], settings: Setting
 
 @contextmanager
 def _timed(model: SpaceModel) -> Iterator[list[float]]:
-    """Seconds within the model's forward and head, summed up in the one item of the list."""
+    """Seconds within the model's forward and head, summed up in the one item of the list.
+
+    Calls are launched one by one: a recorded one has no forward that could be watched.
+    """
     spent = [0.0]
-    base, head, lm = model._base, model._head, model.lm
+    base, head, lm, graphs = model._base, model._head, model.lm, model.graphs
 
     def watched(part: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -85,14 +88,14 @@ def _timed(model: SpaceModel) -> Iterator[list[float]]:
 
         return call
 
-    model._base, model.lm = watched(base), lm
+    model._base, model.lm, model.graphs = watched(base), lm, None
     model._head = None if head is None else watched(head)
     if head is None:
         model._base, model.lm = base, watched(lm)
     try:
         yield spent
     finally:
-        model._base, model._head, model.lm = base, head, lm
+        model._base, model._head, model.lm, model.graphs = base, head, lm, graphs
 
 
 def report(found: Sequence[Overhead]) -> str:

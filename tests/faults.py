@@ -58,6 +58,7 @@ class Fault:
 LAYOUT, VERIFY, DECODERS, CACHE, MODEL = (
     f"space_core/{room}.py" for room in ("layout", "verify", "decoders", "cache", "model")
 )
+GRAPHS, RECORDED = "space_core/graphs.py", "test_graphs.py"
 LOSSLESS, CHECKPOINT, SAMPLER = "test_lossless.py test_trust.py", "test_checkpoint.py", "test_verify.py"
 
 FAULTS = (
@@ -111,12 +112,29 @@ FAULTS = (
     Fault("rows behind the budget", LAYOUT, "drafts = min(self.n_drafts, left - 1)", "drafts = min(self.n_drafts, left)", LOSSLESS, check=False),
     # [M] and the adapter
     Fault("[M] is drafted", MODEL, "return self._model.logits(masks)", "return self._model._head(masks)", "test_lossless.py", check=False),
-    Fault("[M] is written", MODEL, "hidden[layout.n_real - n_judged :])\n        return Judged(self.logits(", "hidden[layout.n_real - n_judged :])\n        return Judged(self._head(", "test_lossless.py", check=False),
+    Fault("[M] is written", MODEL, "return Judged(self.logits(", "return Judged((self._head or (lambda rows: rows))(", "test_lossless.py", check=False),
     Fault("the adapter acts on a real row", MODEL, "adapter.on(layout.n_real)", "adapter.on(layout.n_real - 1)", CHECKPOINT),
     Fault("the adapter passes over a mask", MODEL, "adapter.on(layout.n_real)", "adapter.on(layout.n_real + 1)", f"{CHECKPOINT} test_trust.py"),
     Fault("the adapter stays on", "space_core/products.py", "                del place[\"forward\"]", "                pass", CHECKPOINT),
     Fault("plans see what drafts made of the next ones", DECODERS, "torch.cat([q[0].amax()[None], untold[1 : len(q)]])", "q.amax(-1)", "test_sampler.py", check=False),
     Fault("a guess is told the token before the last", MODEL, "            before = choose(logits[-1])\n            tokens.append(before)\n", "            tokens.append(choose(logits[-1]))\n", "test_sampler.py", check=False),
+    # recorded calls
+    Fault("a padding row is seen", GRAPHS, "own[at[:, None], at] = layout.sees()", "own[at] = True\n    own[at[:, None], at] = layout.sees()", RECORDED, check=False),
+    Fault("a stale slot is seen", GRAPHS, "own.new_zeros(rows, 1)]", "own.new_ones(rows, 1)]", RECORDED, check=False),
+    Fault("the last slot committed is not seen", GRAPHS, "(self.columns - past + 1).clamp(", "(self.columns - past + 2).clamp(", RECORDED, check=False),
+    Fault("rows are written one slot too far", GRAPHS, "self.cache.place(past + self.order)", "self.cache.place(past + self.order + 1)", RECORDED, check=False),
+    Fault("a recording stands where it was made", GRAPHS, "(self.offsets + past)[None]", "(self.offsets + int(self.cache.layers[0].length) + 4)[None]", RECORDED, check=False),
+    Fault("a layout's inputs stay in the recording of another", GRAPHS, "if layout != self._layout:", "if self._layout is None:", RECORDED, check=False),
+    Fault("a recorded adapter begins at the padding", GRAPHS, "adapter.on(self.real)", "adapter.on(self.real - 1)", RECORDED, check=False),
+    Fault("masks are taken from where they would be without padding", GRAPHS, "found[real : real + layout.n_masks]", "found[n : n + layout.n_masks]", RECORDED, check=False),
+    Fault("a storage has no room for the padding", GRAPHS, "self._home(model, cache, past + real + masks)", "self._home(model, cache, past + n)", RECORDED, check=False),
+    Fault("a storage is not cleaned for its next guest", CACHE, "                store[:, :, theirs.length :] = 0\n", "", RECORDED, check=False),
+    Fault("a guest leaves its rows behind", CACHE, "layer.keys = layer.keys[:, :, : layer.length].clone()", "layer.keys = layer.keys[:, :, : layer.length]", RECORDED, check=False),
+    Fault("each call is recorded", GRAPHS, "if call.replay is None:", "if True:", RECORDED, check=False),
+    Fault("moved weights are not noticed", GRAPHS, "if weights != self._weights:", "if not self._weights:", RECORDED, check=False),
+    Fault("a failed recording is tried again", GRAPHS, "            self.refused = reason\n", "            pass\n", RECORDED, check=False),
+    Fault("a hook is passed over", GRAPHS, "module._forward_hooks or ", "", RECORDED, check=False),
+    Fault("the result is that of the next replay too", GRAPHS, "rows = torch.cat([found[:n], found[real : real + layout.n_masks]])", "rows = torch.cat([found[:n], found[real : real + layout.n_masks]]) if layout.n_masks else found[:n]", RECORDED, check=False),
     # text
     Fault("half a character is shown", "space_core/detokenize.py", "while waiting < 3 and", "while waiting < 0 and", "test_detokenize.py", check=False),
     Fault("a run of bytes is shown too early", "space_core/detokenize.py", "        if self._in_run(token):\n            return \"\"\n", "", "test_detokenize.py", check=False),
