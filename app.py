@@ -820,7 +820,7 @@ class Builds:
         from space_core.views import building, training
 
         folder = Path(self.loader.chosen(choice).source)
-        found = training.read(folder / "training_log.jsonl")
+        found = training.read(folder / "training_log_start.jsonl", folder / "training_log.jsonl")
         try:
             manifest = json.loads((folder / "space.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -123,7 +123,9 @@ def _start(folder: Path) -> dict[str, Any]:
     """What the checkpoint that a build goes on from says of itself."""
     path = folder / MANIFEST
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {key: manifest[key] for key in ("name", "recipe", "made", "evaluation") if key in manifest}
+    return {
+        key: manifest[key] for key in ("name", "recipe", "made", "evaluation", "start") if key in manifest
+    }
 
 
 def base_tokens(recipe: Recipe, run: Path, cache: Path) -> tuple[_Corpus, dict[str, Any], Any]:

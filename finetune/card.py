@@ -22,10 +22,12 @@ def model_card(manifest: dict[str, Any], completed: str = "") -> str:
     setting = f"full grid, k = {watched['k']}, greedy, {watched['prompts']} held-out prompts"
     before = ""
     if start := manifest.get("start"):
+        does = "teaches the base together with its masks before they are trained alone"
+        if not recipe["pretrain"]["steps"]:
+            does = "leaves the base as it is: only its masks are taught on"
         before = (
-            f"\n\nIt goes on from a first round, `{start['name']}` of {start['made']['date']} "
-            "(`training_log_start.jsonl`), and\nteaches the base together with its masks before they are "
-            f"trained alone. {start['made'].get('note', '')}".rstrip()
+            f"\n\nIt goes on from an earlier round, `{start['name']}` of {start['made']['date']} "
+            f"(`training_log_start.jsonl`), and\n{does}. {start['made'].get('note', '')}".rstrip()
         )
     rows = "\n".join(
         f"| {name} | {entry['licence']} | {entry['documents']} | {entry['text_bytes'] / 1e6:.2f} |"

@@ -209,7 +209,9 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
     method = Gated(tiny_lm("Llama", torch.float32), plan, 0)
     with torch.no_grad():
         method.trained.embeddings.fill_(float("nan"))
-    row = train_for(60.0, method, lambda index, random: Own.of(4, torch.arange(24).repeat(2, 1)), 1e-3, 0, False)
+    row = train_for(
+        60.0, method, lambda index, random: Own.of(4, torch.arange(24).repeat(2, 1)), 1e-3, 0, False
+    )
     assert row["diverged"] and row["steps"] == 1
 
 

@@ -43,6 +43,33 @@ def test_a_log_becomes_curves_and_broken_lines_are_passed_over(tmp_path: Path) -
     assert training.read(tmp_path / "missing.jsonl") == training.Curves()
 
 
+def test_rounds_that_followed_each_other_become_one(tmp_path: Path) -> None:
+    first, then = tmp_path / "first.jsonl", tmp_path / "then.jsonl"
+    first.write_text(LOG)
+    rows = [
+        {"step": 0, "tokens_per_call": 1.8},
+        {"step": 5, "loss": 3.5},
+        {"step": 5, "tokens_per_call": 2.2},
+    ]
+    then.write_text("\n".join(json.dumps({"stage": "masks-gated", "seconds": 2.0} | row) for row in rows))
+    found = training.read(first, tmp_path / "missing.jsonl", then)
+    assert found.base_loss == ((10, 7.0), (20, 6.0)) and found.heldout_loss == ((20, 5.5),)
+    assert found.masks_loss == ((10, 4.0), (15, 3.5))
+    assert found.tokens_per_call == ((0, 1.1), (10, 1.9), (10, 1.8), (15, 2.2))
+    assert (found.seconds, found.stage, found.step) == (30.5, "masks-gated", 5)
+    assert training.read(tmp_path / "missing.jsonl", then) == training.read(then)
+
+
+def test_where_only_masks_were_taught_on_the_bases_steps_are_told() -> None:
+    masks = {"steps": 300}
+    start = {"recipe": {"pretrain": {"steps": 200, "batch": 8}, "masks": {"steps": 100}}}
+    manifest = {"recipe": {"pretrain": {"steps": 0}, "masks": masks, "distill": {"prompts": 9, "alone": 3}}}
+    told = dict(training.facts({**manifest, "start": start}, training.Curves()))
+    assert told["base steps"] == "200, 8 windows each"
+    assert told["masks’ steps"] == "100 + 300" and told["own outputs"] == "12"
+    assert dict(training.facts(manifest, training.Curves()))["masks’ steps"] == "300"
+
+
 def test_curves_are_drawn_as_they_are() -> None:
     found = training.curves(LOG.splitlines())
     batches, heldout = training.base_figure(found).data

@@ -38,13 +38,35 @@ class Curves:
     step: int = 0
 
 
-def read(path: Path) -> Curves:
-    """A log's curves; empty where there is no file."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return curves(line for _, line in zip(range(MAX_LINES), file, strict=False))
-    except OSError:
-        return Curves()
+def read(*paths: Path) -> Curves:
+    """The curves of one log, or of rounds that followed each other; empty where there are no files."""
+    found = Curves()
+    for path in paths:
+        try:
+            with path.open(encoding="utf-8", errors="replace") as file:
+                found = _behind(found, curves(line for _, line in zip(range(MAX_LINES), file, strict=False)))
+        except OSError:
+            continue
+    return found
+
+
+def _behind(first: Curves, then: Curves) -> Curves:
+    """Both, the steps of the second counted on from the first's."""
+    base = max((step for step, _ in first.base_loss + first.heldout_loss), default=0.0)
+    masks = max((step for step, _ in first.masks_loss + first.tokens_per_call), default=0.0)
+
+    def moved(points: tuple[Point, ...], by: float) -> tuple[Point, ...]:
+        return tuple((step + by, value) for step, value in points)
+
+    return Curves(
+        base_loss=first.base_loss + moved(then.base_loss, base),
+        heldout_loss=first.heldout_loss + moved(then.heldout_loss, base),
+        masks_loss=first.masks_loss + moved(then.masks_loss, masks),
+        tokens_per_call=first.tokens_per_call + moved(then.tokens_per_call, masks),
+        seconds=first.seconds + then.seconds,
+        stage=then.stage,
+        step=then.step,
+    )
 
 
 def curves(lines: Iterable[str]) -> Curves:
@@ -168,12 +190,16 @@ def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
     recipe = _table(told, "recipe")
     shape, pretrain, masks = (_table(recipe, name) for name in ("base", "pretrain", "masks"))
     distill, evaluation = _table(recipe, "distill"), _table(told, "evaluation")
+    earlier = _table(_table(told, "start"), "recipe")
+    before = ""
+    if pretrain.get("steps") == 0 and earlier:  # only the masks were taught on
+        pretrain, before = _table(earlier, "pretrain"), f"{_table(earlier, 'masks').get('steps')} + "
     pairs = [
         ("recipe", recipe.get("name")),
         ("parameters", _grouped(told.get("parameters"))),
         ("base", _join(("layers", shape.get("layers")), ("hidden", shape.get("hidden")))),
         ("base steps", _join(("", pretrain.get("steps")), ("windows each", pretrain.get("batch")))),
-        ("own outputs", _grouped(distill.get("prompts"))),
+        ("own outputs", _grouped(_sum(distill.get("prompts"), distill.get("alone")))),
         (
             "masks",
             _join(
@@ -183,7 +209,7 @@ def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
                 ("", masks.get("method")),
             ),
         ),
-        ("masks’ steps", _grouped(masks.get("steps"))),
+        ("masks’ steps", before + (_grouped(masks.get("steps")) or "")),
         ("logged time", f"{found.seconds / 60:.0f} minutes" if found.seconds else None),
         ("held-out loss", evaluation.get("heldout_loss")),
         ("bits per byte", evaluation.get("bits_per_byte")),
@@ -199,6 +225,12 @@ def _table(row: Any, name: str) -> dict[str, Any]:
 
 def _grouped(value: Any) -> str | None:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _sum(*values: Any) -> Any:
+    """Of those that are whole numbers; None without any."""
+    whole = [value for value in values if isinstance(value, int) and not isinstance(value, bool)]
+    return sum(whole) if whole else None
 
 
 def _join(*pairs: tuple[str, Any]) -> str | None:
