@@ -31,9 +31,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Any, prompt_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         start = max(0, len(prompt_ids) - CONTEXT)
-        while start and self._in_run(prompt_ids[start]):
-            start -= 1
-        self._before = list(prompt_ids[start:])
+        self._before = list(prompt_ids[self._begins(prompt_ids, start) :])
         self._pending: list[int] = []
         self._shown = self._decode(self._before)
 
@@ -64,9 +62,16 @@ class Detokenizer:
         if waiting:
             self._shown = stable
         else:
-            self._before, self._pending = self._pending, []
+            ids = self._before + self._pending
+            self._before, self._pending = ids[self._begins(ids, len(self._before)) :], []
             self._shown = self._decode(self._before)
         return piece
+
+    def _begins(self, ids: Sequence[int], start: int) -> int:
+        """Where the run of bytes begins that the token at `start` is of; without one, `start`."""
+        while 0 < start < len(ids) and self._in_run(ids[start]):
+            start -= 1
+        return start
 
     def _in_run(self, token: int) -> bool:
         """Whether a token is one byte of a longer character."""

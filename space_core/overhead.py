@@ -1,7 +1,7 @@
-"""What decoding costs beside the model: the share of a run's seconds outside forward and head.
+"""What decoding costs beside the model: the share of a run's seconds outside forward and heads.
 
-The model's part and its head are timed where they are called; the rest is ours: layouts, masks,
-embedding, verifying, drafting, planning, the fetch. First calls, which read the prompt, are left out.
+The model's part, its head and the sampler head's products are timed where they are called; the rest is
+ours: layouts, masks, embedding, verifying, drafting, planning, the fetch. First calls, which read the prompt, are left out.
 ("space-bench-overhead/1")
 """
 
@@ -28,7 +28,8 @@ class Overhead:
 
     Attributes:
         seconds: of a call, mean over all runs.
-        share: quartiles over runs of what is neither forward nor head.
+        share: quartiles over runs of what is neither forward nor a head.
+        sampler: mean share of the sampler head, which is not in `share`.
     """
 
     method: str
@@ -36,6 +37,7 @@ class Overhead:
     calls: int
     seconds: float
     share: Spread
+    sampler: float
 
 
 def profile(model: SpaceModel, texts: Sequence[Sequence[int]], settings: Settings) -> tuple[Overhead, ...]:
@@ -47,6 +49,7 @@ def profile(model: SpaceModel, texts: Sequence[Sequence[int]], settings: Setting
     )
     shares: dict[Column, list[float]] = {line: [] for line in lines}
     calls, seconds = dict.fromkeys(lines, 0), dict.fromkeys(lines, 0.0)
+    told = dict.fromkeys(lines, 0.0)
     with _timed(model) as spent:
         for counted, text in [(False, texts[0]), *((True, text) for text in texts)]:
             for line in lines:
@@ -55,15 +58,21 @@ def profile(model: SpaceModel, texts: Sequence[Sequence[int]], settings: Setting
                 else:
                     steps = space(model, text, replace(settings, plan=line.plan))
                 next(steps)
-                inside, whole, count = spent[0], 0.0, 0
+                inside, of_sampler, whole, count = sum(spent), spent[1], 0.0, 0
                 for step in steps:
                     whole, count = whole + step.seconds, count + 1
                 if counted and count:
-                    shares[line].append(1 - (spent[0] - inside) / whole)
+                    shares[line].append(1 - (sum(spent) - inside) / whole)
                     calls[line], seconds[line] = calls[line] + count, seconds[line] + whole
+                    told[line] += spent[1] - of_sampler
     return tuple(
         Overhead(
-            str(line.method), line.k, calls[line], seconds[line] / max(calls[line], 1), metrics.spread(found)
+            str(line.method),
+            line.k,
+            calls[line],
+            seconds[line] / max(calls[line], 1),
+            metrics.spread(found),
+            told[line] / seconds[line],
         )
         for line, found in shares.items()
         if found
@@ -72,21 +81,26 @@ def profile(model: SpaceModel, texts: Sequence[Sequence[int]], settings: Setting
 
 @contextmanager
 def _timed(model: SpaceModel) -> Iterator[list[float]]:
-    """Seconds within the model's forward and head, summed up in the one item of the list.
+    """Seconds within the model's forward and head, and within its sampler head.
 
     Calls are launched one by one: a recorded one has no forward that could be watched.
     """
-    spent = [0.0]
+    spent = [0.0, 0.0]
+    sampler = model.masks.sampler
     base, head, lm, graphs = model._base, model._head, model.lm, model.graphs
 
-    def watched(part: Any) -> Any:
+    def watched(part: Any, place: int = 0) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             start = model.clock()
             result = part(*args, **kwargs)
-            spent[0] += model.clock() - start
+            spent[place] += model.clock() - start
             return result
 
         return call
+
+    if sampler is not None:
+        steps = watched(sampler.steps, 1)
+        vars(sampler)["steps"] = lambda hidden: watched(steps(hidden), 1)
 
     model._base, model.lm, model.graphs = watched(base), lm, None
     model._head = None if head is None else watched(head)
@@ -96,11 +110,13 @@ def _timed(model: SpaceModel) -> Iterator[list[float]]:
         yield spent
     finally:
         model._base, model._head, model.lm, model.graphs = base, head, lm, graphs
+        if sampler is not None:
+            del vars(sampler)["steps"]
 
 
 def report(found: Sequence[Overhead]) -> str:
     rows: list[Sequence[str]] = [
-        ("method", "k", "calls", "ms a call", "outside forward and head", "quartiles")
+        ("method", "k", "calls", "ms a call", "outside forward and heads", "quartiles", "sampler head")
     ]
     for line in found:
         low, middle, high = line.share
@@ -112,6 +128,7 @@ def report(found: Sequence[Overhead]) -> str:
                 f"{1000 * line.seconds:.2f}",
                 f"{middle:.1%}",
                 f"{low:.1%}-{high:.1%}",
+                f"{line.sampler:.1%}",
             )
         )
     return table(rows)

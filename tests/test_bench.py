@@ -550,7 +550,7 @@ def test_overhead_is_what_is_neither_forward_nor_head(folder, humaneval, tmp_pat
     out = tmp_path / "overhead.json"
     typed = ["bench", "overhead", "--model", str(folder), "--prompts", str(humaneval), "--k", "2"]
     assert main([*typed, "--max-new-tokens", "6", "--json", str(out)]) == 0
-    assert "outside forward and head" in capsys.readouterr().out
+    assert "outside forward and heads" in capsys.readouterr().out
     methods = json.loads(out.read_text())["methods"]
     assert [line["method"] for line in methods] == ["vanilla", "space-auto", "space-grid"]
     for line in methods:  # in a model of 32 dimensions most is neither; but forward is never nothing

@@ -122,6 +122,13 @@ def test_any_bytes_come_back_as_the_decoder_shows_them(request, name):
         assert "".join(pieces_of(tokenizer, ids)) == whole
 
 
+def test_a_prompt_may_end_within_a_character_that_is_a_replacement(fallback):
+    ids = fallback("\ufffd\0𝒳", add_special_tokens=False)["input_ids"]
+    whole = fallback.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    before = fallback.decode(ids[:2], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert before == "\ufffd" and before + "".join(pieces_of(fallback, ids[2:], ids[:2])) == whole
+
+
 def test_a_run_of_bytes_is_shown_at_its_end(fallback):
     ids = fallback("日本a", add_special_tokens=False)["input_ids"]
     assert [len(piece) for piece in pieces_of(fallback, ids)] == [0] * (len(ids) - 1) + [3, 0]

@@ -21,6 +21,7 @@ from space_core.errors import CheckpointError
 from space_core.inspect import guesses
 from space_core.layout import Layout
 from space_core.model import Masks, SpaceModel
+from space_core.overhead import profile
 from space_core.sampler import WEIGHTS, SamplerHead
 from space_core.settings import Plan
 from space_core.trace import Trace
@@ -73,6 +74,14 @@ def test_each_guess_is_told_the_token_in_front_of_it():
             before = token
         untold = judged.guesses(masks).argmax(-1)
         assert tokens.tolist() != untold.tolist()
+
+
+def test_its_products_are_told_apart_from_what_decoding_costs():
+    model = told_model()
+    found = {line.method: line for line in profile(model, [[3, 1, 4]], Settings(k=3, max_new_tokens=12))}
+    assert found["vanilla"].sampler == 0 < found["space-grid"].sampler < 0.9
+    assert found["space-grid"].share[1] + found["space-grid"].sampler < 1
+    assert "steps" not in vars(model.masks.sampler)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -26,8 +26,8 @@ def test_a_crowd_leaves_no_memory_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_hundred_visitors(tmp_path: Path) -> None:
-    tally = come(tmp_path / "log.txt", 200)
+def test_six_hundred_visitors(tmp_path: Path) -> None:
+    tally = come(tmp_path / "log.txt", 600)
     assert tally.growth() < MOST_GROWTH, tally.memory
 
 
