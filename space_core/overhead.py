@@ -1,7 +1,8 @@
 """What decoding costs beside the model: the share of a run's seconds outside forward and heads.
 
 The model's part, its head and the sampler head's products are timed where they are called; the rest is
-ours: layouts, masks, embedding, verifying, drafting, planning, the fetch. First calls, which read the prompt, are left out.
+ours: layouts, masks, embedding, verifying, drafting, planning, the fetch. First calls, which read the
+prompt, are left out.
 ("space-bench-overhead/1")
 """
 

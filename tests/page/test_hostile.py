@@ -111,6 +111,7 @@ def test_hostile_tokens_come_back_as_text_and_nothing_runs(
 
 
 @pytest.mark.slow
+@pytest.mark.trust(10)
 def test_two_hundred_hostile_tokens(page: Page, tmp_path: Path, one_thread: None) -> None:
     with hostile_page(tmp_path, 200) as url:
         assert attacked(page, url, 200) == []

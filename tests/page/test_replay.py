@@ -174,7 +174,7 @@ def test_a_race_that_waits_for_the_model_leaves_the_recording_to_be_replayed(unl
     unloaded.keyboard.press("ArrowRight")
     assert unloaded.locator(".out .tok").count() == 1
     unloaded.click("#stop")
-    expect(unloaded.locator(".arena")).to_have_attribute("data-state", "stopped")
+    expect(unloaded.locator(".arena")).to_have_attribute("data-state", "stopped", timeout=TIMEOUT)
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def test_a_stopped_race_can_be_replayed(app: Page) -> None:
     by_call(app)
     app.focus("#text-space")
     app.keyboard.press("ArrowRight")
-    assert app.locator("#text-space .pending .tok").count() == 5, "its first call's guesses wait again"
+    assert app.locator("#text-space .pending .tok").count() == 8, "its first call's guesses wait again"
     app.keyboard.press("End")
     assert picture(app) == end
 

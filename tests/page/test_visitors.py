@@ -134,6 +134,7 @@ def test_raw_posts_get_a_clear_error_and_the_next_request_works(page: Host) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.trust(11)
 def test_raw_posts_in_whole_size(page: Host) -> None:
     fuzz(page, 500, seed=2)
 
@@ -330,6 +331,7 @@ def test_a_visitor_who_goes_frees_the_device(page: Host) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.trust(12)
 def test_visitors_who_go_in_whole_size(page: Host) -> None:
     break_off(page, 50)
 
@@ -376,6 +378,7 @@ def test_a_full_queue_tells_the_rest_at_once_and_finishes_the_others(page: Host)
 
 
 @pytest.mark.slow
+@pytest.mark.trust(13)
 def test_without_one_join_at_a_time_the_queue_overflows(tmp_path: Path) -> None:
     """The fault that the guard's lock is for, planted."""
     code = (
@@ -429,6 +432,7 @@ def test_visitors_do_not_see_each_other(page: Host) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.trust(14)
 def test_visitors_do_not_see_each_other_in_whole_size(page: Host) -> None:
     interleave(page, 100)
 
