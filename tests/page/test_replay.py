@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
-from served import HOSTILE, Server, choose_grid, race, set_number, text, under_way
+from served import HOSTILE, TIMEOUT, Server, choose_grid, race, set_number, text, under_way
 
 from space_core.views import recording
 
