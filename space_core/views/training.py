@@ -193,7 +193,8 @@ def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
     earlier = _table(_table(told, "start"), "recipe")
     before = ""
     if pretrain.get("steps") == 0 and earlier:  # only the masks were taught on
-        pretrain, before = _table(earlier, "pretrain"), f"{_grouped(_table(earlier, 'masks').get('steps'))} + "
+        pretrain = _table(earlier, "pretrain")
+        before = f"{_grouped(_table(earlier, 'masks').get('steps'))} + "
     pairs = [
         ("recipe", recipe.get("name")),
         ("parameters", _grouped(told.get("parameters"))),
