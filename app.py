@@ -470,8 +470,11 @@ class Handlers:
         """
         request = Request(prompt, k, max_new_tokens, temperature, top_p, seed, plan, lanes, chat)
         loader = self.loader.chosen(choice)
-        while not loader.done.wait(0.2):
+        if not loader.done.is_set():
+            # Told once: a frame that is on its way when somebody presses Stop would come behind the last one.
             yield frames.encode(frames.empty(frames.State.WAITING)), None
+        while not loader.done.wait(0.2):
+            yield gr.skip(), gr.skip()
         model = loader.model
         try:
             settings, talk = request.settings(), None

@@ -120,6 +120,8 @@ class Arena {
     if (frame?.format !== FORMAT) return;
     if (frame.link) return this.follow(frame.link);
     if (!frame.race) return this.without(frame.state);
+    const ended = frame.race === this.race && this.over;
+    if (ended && frame.state === "running") return; // it was on its way when somebody pressed Stop
     if (frame.race !== this.race) {
       if (frame.kind !== "snapshot") return this.askAgain();
       this.recording = null;

@@ -165,6 +165,7 @@ JSON.parse = (text, ...rest) => {
 def test_a_lost_delta_is_sent_again_in_mid_race(app: Page) -> None:
     app.evaluate(LOSE_ONE_DELTA)
     choose_grid(app)  # the paper's calls take longer: time to be in the middle
+    set_number(app, "k", 8)
     set_number(app, "budget", 512)
     app.click("#race")
     app.wait_for_function("window.healed", timeout=TIMEOUT)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
-from served import HOSTILE, TIMEOUT, Server, choose_grid, race, set_number, text, under_way
+from served import HOSTILE, Server, choose_grid, race, set_number, text, under_way
 
 from space_core.views import recording
 
@@ -174,7 +174,7 @@ def test_a_race_that_waits_for_the_model_leaves_the_recording_to_be_replayed(unl
     unloaded.keyboard.press("ArrowRight")
     assert unloaded.locator(".out .tok").count() == 1
     unloaded.click("#stop")
-    expect(unloaded.locator(".arena")).to_have_attribute("data-state", "stopped", timeout=TIMEOUT)
+    expect(unloaded.locator(".arena")).to_have_attribute("data-state", "stopped")
 
 
 @pytest.fixture
