@@ -43,7 +43,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 import space_core
-from finetune.build import ALONE, HELDOUT, base_prompts, base_tokens
+from finetune.build import base_prompts, base_tokens
 from finetune.distill import Own, distill
 from finetune.evaluate import decode_prompts
 from finetune.masks import Dense, Draw, Gated, Method, Paper, own_texts
@@ -347,14 +347,12 @@ def _ground(plan: Ablation, start: Start, run: Path, cache: Path, out: Path) -> 
             f"{run} holds tokens of another tokenizer than the base's: name another folder with --run"
         )
     prompts = base_prompts(recipe, run, corpus, start.tokenizer)
-    watch = prompts.pop(HELDOUT).tolist()
-    prompts = {length: ids for length, ids in prompts.items() if not length.startswith(ALONE)}
-    texts = _continuations(plan, start, prompts, out)
+    texts = _continuations(plan, start, prompts.windows, out)
     request = Settings(max_new_tokens=recipe.masks.evaluate_tokens)
     model = space_core.SpaceModel(start.lm, start.tokenizer)
     plain = [
         tuple(token for step in space_core.vanilla(model, ids, request) for token in step.emitted)
-        for ids in watch
+        for ids in prompts.watched
     ]
     rows, lengths = recipe.masks.batch, [own.sequences.shape[1] for own in texts]
     sources = [Tokens(run / "tokens" / "train.bin") for _ in lengths]
@@ -365,13 +363,13 @@ def _ground(plan: Ablation, start: Start, run: Path, cache: Path, out: Path) -> 
         return Own.of(1, sources[turn].batch(index, rows, lengths[turn] - 1, random.initial_seed() // SEED))
 
     whole = own_texts([own.whole() for own in texts], rows)  # as `Paper` and `Dense` need them
-    return Ground(start.lm, start.tokenizer, start.name, windows, whole, watch, plain)
+    return Ground(start.lm, start.tokenizer, start.name, windows, whole, prompts.watched, plain)
 
 
-def _continuations(plan: Ablation, start: Start, prompts: dict[str, Tensor], out: Path) -> list[Own]:
+def _continuations(plan: Ablation, start: Start, prompts: dict[int, Tensor], out: Path) -> list[Own]:
     """The base's own continuations; the seconds they took here are kept, all calls together."""
     share = plan.prompts // len(prompts) if plan.prompts else None
-    windows = {int(length): ids[:share] for length, ids in prompts.items()}
+    windows = {length: ids[:share] for length, ids in prompts.items()}
     texts = start.texts if start.texts is not None and share is None else out
     before, began = _distill_seconds(out), time.perf_counter()
     try:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -22,7 +22,7 @@ from finetune.card import completions, model_card
 from finetune.corpus import Document, collect, split
 from finetune.distill import distill
 from finetune.evaluate import evaluate
-from finetune.masks import train_masks
+from finetune.masks import state_of, train_masks
 from finetune.pack import lone_prompts, pack, prompt_windows, read_meta
 from finetune.pretrain import heldout_batches, heldout_loss, new_base, pretrain
 from finetune.recipe import Recipe
@@ -32,6 +32,7 @@ from finetune.track import Trackers
 from space_core.checkpoint import MANIFEST, load, save
 
 HELDOUT, ALONE = "heldout", "alone-"
+"""Names in a run's file of prompts: of those watched, and before the lengths of those that stand alone."""
 LOG = "training_log.jsonl"
 COMPLETIONS = 10
 """Completions that the model card quotes: of the first prompts, whatever they are."""
@@ -55,26 +56,25 @@ def build(
     trackers = Trackers(track, run, {"recipe": recipe.name, **options})
     corpus, meta, tokenizer = base_tokens(recipe, run, cache)
     prompts = base_prompts(recipe, run, corpus, tokenizer)
-    watch = prompts.pop(HELDOUT).tolist()
-    alone = {int(n.removeprefix(ALONE)): prompts.pop(n) for n in list(prompts) if n.startswith(ALONE)}
-    windows = {int(n): ids for n, ids in prompts.items()}
-    own = None
+    watched, own = prompts.watched, None
     if recipe.base.start and recipe.pretrain.own_batch:
         first = new_base(recipe.base, meta["vocab_size"], meta["eos_token_id"], recipe.seed).to(device).eval()
-        own = [texts.whole() for texts in distill(first, windows, recipe.distill, run / "start", recipe.seed)]
+        own = [
+            texts.whole()
+            for texts in distill(first, prompts.windows, recipe.distill, run / "start", recipe.seed)
+        ]
     lm = pretrain(recipe, run / "tokens", run, meta, device, own, trackers)
     loss = heldout_loss(lm, heldout_batches(run / "tokens" / "heldout.bin", recipe.pretrain.seq_len))
     heldout = meta["heldout"]
     bits = loss / 0.6931471805599453 * heldout["tokens"] / heldout["text_bytes"]
 
-    texts = distill(lm, windows, recipe.distill, run, recipe.seed)
-    if alone:
-        texts += distill(lm, alone, recipe.distill, run / "alone", recipe.seed)
+    texts = distill(lm, prompts.windows, recipe.distill, run, recipe.seed)
+    texts += distill(lm, prompts.alone, recipe.distill, run / "alone", recipe.seed)
     start = _masks_to_go_on_from(recipe, run)
-    model = train_masks(lm, tokenizer, texts, watch, recipe.masks, run, recipe.seed, start, trackers)
+    model = train_masks(lm, tokenizer, texts, watched, recipe.masks, run, recipe.seed, start, trackers)
 
     model.name = recipe.name
-    written = [tokenizer.decode(ids) for ids in watch]
+    written = [tokenizer.decode(ids) for ids in watched]
     figures = evaluate(model, written, recipe.masks.k, recipe.masks.evaluate_tokens)
     about = {
         "name": recipe.name,
@@ -97,7 +97,7 @@ def build(
     shutil.copy(run / "log.jsonl", part / LOG)
     if recipe.base.start and (Path(recipe.base.start) / LOG).is_file():
         shutil.copy(Path(recipe.base.start) / LOG, part / "training_log_start.jsonl")
-    card = model_card(json.loads((part / MANIFEST).read_text()), completions(model, watch[:COMPLETIONS]))
+    card = model_card(json.loads((part / MANIFEST).read_text()), completions(model, watched[:COMPLETIONS]))
     (part / "README.md").write_text(card, encoding="utf-8")
     replace_folder(part, out)
     trackers.finish()
@@ -107,15 +107,7 @@ def build(
 def _masks_to_go_on_from(recipe: Recipe, run: Path) -> dict[str, Tensor] | None:
     """State of `GatedMasks`: of those taught with the base here, or of the start that is only taught on."""
     if recipe.base.start and not recipe.pretrain.steps:
-        masks = load(recipe.base.start).masks
-        parts = {"adapter": masks.adapter, "sampler": masks.sampler} if masks is not None else {}
-        state = {
-            f"{part}.{name}": tensor
-            for part, module in parts.items()
-            if module is not None
-            for name, tensor in module.state_dict().items()
-        }
-        return {"embeddings": masks.embeddings, **state} if state else None
+        return state_of(load(recipe.base.start).masks)
     return (load_state(run / "pretrain.pt") or {}).get("masks")
 
 
@@ -167,11 +159,22 @@ def _tokenizer(recipe: Recipe, run: Path, corpus: _Corpus) -> PreTrainedTokenize
     return AutoTokenizer.from_pretrained(folder)
 
 
-def base_prompts(recipe: Recipe, run: Path, corpus: _Corpus, tokenizer: Any) -> dict[str, Any]:
-    """Prompts to distil by their length; under HELDOUT those on which the build is watched.
+class Prompts(NamedTuple):
+    """Prompts of one build.
 
-    Those that stand alone have ALONE in front of their length.
+    Attributes:
+        windows: to distil, cut out of files; by length, int64 [n, length].
+        alone: to distil, functions' heads with nothing in front, likewise.
+        watched: held-out ones on which the build is measured.
     """
+
+    windows: dict[int, Tensor]
+    alone: dict[int, Tensor]
+    watched: list[list[int]]
+
+
+def base_prompts(recipe: Recipe, run: Path, corpus: _Corpus, tokenizer: Any) -> Prompts:
+    """The prompts of a recipe, made where `run` does not hold them."""
     path = run / "prompts.pt"
     state = load_state(path)
     if state is None:
@@ -188,4 +191,6 @@ def base_prompts(recipe: Recipe, run: Path, corpus: _Corpus, tokenizer: Any) -> 
             for length, ids in lone_prompts(train, tokenizer, plan.alone, recipe.seed).items():
                 state[f"{ALONE}{length}"] = ids
         save_state(path, state)
-    return state
+    watched = state.pop(HELDOUT).tolist()
+    alone = {int(n.removeprefix(ALONE)): state.pop(n) for n in list(state) if n.startswith(ALONE)}
+    return Prompts({int(n): ids for n, ids in state.items()}, alone, watched)

@@ -152,8 +152,7 @@ def continuations(
             save_state(path, {"batches": done})
     rows = [row.long() for batch in done for row in batch]
     texts = [row[: _end(row.tolist(), eos_ids)] for row in rows]
-    whole = set(_kept([is_loop(text.tolist()) for text in texts], plan.loops))
-    straight = [text if i in whole else text[: _circles(text.tolist())] for i, text in enumerate(texts)]
+    straight = [text[:end] for text, end in zip(texts, _ends(texts, plan.loops), strict=True)]
     return [(prompt, text) for prompt, text in zip(ordered, straight, strict=True) if len(text)]
 
 
@@ -183,10 +182,14 @@ def _circles(ids: Sequence[int], n: int = 4, run: int = 8) -> int:
 
 def _few_loops(sequences: Tensor, prompt: int, share: float) -> Own:
     """Sequences of which those that loop and are more than `share` of the whole ones end early."""
-    written = [row[prompt:] for row in sequences.tolist()]
-    whole = set(_kept([is_loop(ids) for ids in written], share))
-    ends = [prompt + (len(ids) if i in whole else _circles(ids)) for i, ids in enumerate(written)]
-    return Own(prompt, sequences, torch.tensor(ends))
+    return Own(prompt, sequences, prompt + torch.tensor(_ends(sequences[:, prompt:], share)))
+
+
+def _ends(texts: Sequence[Tensor] | Tensor, share: float) -> list[int]:
+    """Up to where each text counts: to its end, or where it begins to run in circles if too many do."""
+    ids = [text.tolist() for text in texts]
+    whole = set(_kept([is_loop(text) for text in ids], share))
+    return [len(text) if i in whole else _circles(text) for i, text in enumerate(ids)]
 
 
 def _kept(loops: Sequence[bool], share: float) -> list[int]:

@@ -92,9 +92,23 @@ class GatedMasks(nn.Module):
         self.load_state_dict({**self.state_dict(), **start})
 
     def masks(self) -> Masks:
+        """As they are decoded with; `state_of` is the way back."""
         return Masks(
             len(self.embeddings), "gated", None, self.embeddings.detach(), self.adapter, self.sampler
         )
+
+
+def state_of(masks: Masks) -> dict[str, Tensor] | None:
+    """The state of `GatedMasks` from which trained masks came; None of masks that are not gated."""
+    if masks.embeddings is None or masks.adapter is None:
+        return None
+    parts = {"adapter": masks.adapter, "sampler": masks.sampler}
+    return {"embeddings": masks.embeddings} | {
+        f"{part}.{name}": tensor
+        for part, module in parts.items()
+        if module is not None
+        for name, tensor in module.state_dict().items()
+    }
 
 
 def joint_losses(
@@ -382,9 +396,8 @@ class Gated:
         # Anchors from the last prompt token on, one set for the batch, so that it shares a mask; where
         # more of its sequences still go on, more often.
         going = (ends[:, None] > torch.arange(prompt, length - 1)).float().mean(0).clamp_min(0.01)
-        anchors_wanted = min(plan.groups, len(going))
-        places = torch.multinomial(going, anchors_wanted, generator=random).sort().values + prompt - 1
-        anchors = tuple(places.tolist())
+        chosen = torch.multinomial(going, min(plan.groups, len(going)), generator=random)
+        anchors = tuple((chosen.sort().values + prompt - 1).tolist())
         layout = Layout(length, 0, anchors, (plan.k,) * len(anchors))
         offsets, slots = layout.offsets()[length:].to(device), layout.slots().to(device)
         embeddings = trained.embeddings[slots].expand(rows, -1, -1)

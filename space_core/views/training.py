@@ -191,10 +191,9 @@ def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
     shape, pretrain, masks = (_table(recipe, name) for name in ("base", "pretrain", "masks"))
     distill, evaluation = _table(recipe, "distill"), _table(told, "evaluation")
     earlier = _table(_table(told, "start"), "recipe")
-    before = ""
+    rounds = [masks]
     if pretrain.get("steps") == 0 and earlier:  # only the masks were taught on
-        pretrain = _table(earlier, "pretrain")
-        before = f"{_grouped(_table(earlier, 'masks').get('steps'))} + "
+        pretrain, rounds = _table(earlier, "pretrain"), [_table(earlier, "masks"), masks]
     pairs = [
         ("recipe", recipe.get("name")),
         ("parameters", _grouped(told.get("parameters"))),
@@ -210,7 +209,7 @@ def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
                 ("", masks.get("method")),
             ),
         ),
-        ("masks’ steps", before + (_grouped(masks.get("steps")) or "")),
+        ("masks’ steps", " + ".join(filter(None, (_grouped(one.get("steps")) for one in rounds)))),
         ("logged time", f"{found.seconds / 60:.0f} minutes" if found.seconds else None),
         ("held-out loss", evaluation.get("heldout_loss")),
         ("bits per byte", evaluation.get("bits_per_byte")),
