@@ -823,7 +823,7 @@ class Builds:
         from space_core.views import building, training
 
         folder = Path(self.loader.chosen(choice).source)
-        found = training.read(folder / "training_log_start.jsonl", folder / "training_log.jsonl")
+        found = training.read(*sorted(folder.glob("training_log_[0-9].jsonl")), folder / "training_log.jsonl")
         try:
             manifest = json.loads((folder / "space.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

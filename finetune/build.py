@@ -24,7 +24,7 @@ from finetune.distill import distill
 from finetune.evaluate import evaluate
 from finetune.masks import state_of, train_masks
 from finetune.pack import lone_prompts, pack, prompt_windows, read_meta
-from finetune.pretrain import heldout_batches, heldout_loss, new_base, pretrain
+from finetune.pretrain import FUNCTIONS, heldout_batches, heldout_loss, new_base, pretrain
 from finetune.recipe import Recipe
 from finetune.state import load_state, made, replace_folder, save_state
 from finetune.tokenizer import train_tokenizer
@@ -33,7 +33,8 @@ from space_core.checkpoint import MANIFEST, load, save
 
 HELDOUT, ALONE = "heldout", "alone-"
 """Names in a run's file of prompts: of those watched, and before the lengths of those that stand alone."""
-LOG = "training_log.jsonl"
+LOG, EARLIER_LOG = "training_log.jsonl", "training_log_{}.jsonl"
+"""A checkpoint's log, and those of the rounds before it, from 1."""
 COMPLETIONS = 10
 """Completions that the model card quotes: of the first prompts, whatever they are."""
 
@@ -60,8 +61,9 @@ def build(
     if recipe.base.start and recipe.pretrain.own_batch:
         first = new_base(recipe.base, meta["vocab_size"], meta["eos_token_id"], recipe.seed).to(device).eval()
         own = [
-            texts.whole()
-            for texts in distill(first, prompts.windows, recipe.distill, run / "start", recipe.seed)
+            texts
+            for name, asked in (("start", prompts.windows), ("start-alone", prompts.alone))
+            for texts in distill(first, asked, recipe.distill, run / name, recipe.seed)
         ]
     lm = pretrain(recipe, run / "tokens", run, meta, device, own, trackers)
     loss = heldout_loss(lm, heldout_batches(run / "tokens" / "heldout.bin", recipe.pretrain.seq_len))
@@ -95,8 +97,8 @@ def build(
     shutil.rmtree(part, ignore_errors=True)
     save(part, model, about=about)
     shutil.copy(run / "log.jsonl", part / LOG)
-    if recipe.base.start and (Path(recipe.base.start) / LOG).is_file():
-        shutil.copy(Path(recipe.base.start) / LOG, part / "training_log_start.jsonl")
+    for earlier, path in enumerate(_logs(Path(recipe.base.start)) if recipe.base.start else (), 1):
+        shutil.copy(path, part / EARLIER_LOG.format(earlier))
     card = model_card(json.loads((part / MANIFEST).read_text()), completions(model, watched[:COMPLETIONS]))
     (part / "README.md").write_text(card, encoding="utf-8")
     replace_folder(part, out)
@@ -109,6 +111,11 @@ def _masks_to_go_on_from(recipe: Recipe, run: Path) -> dict[str, Tensor] | None:
     if recipe.base.start and not recipe.pretrain.steps:
         return state_of(load(recipe.base.start).masks)
     return (load_state(run / "pretrain.pt") or {}).get("masks")
+
+
+def _logs(folder: Path) -> list[Path]:
+    """Logs of a checkpoint's rounds, in their order."""
+    return [*sorted(folder.glob(EARLIER_LOG.format("[0-9]"))), *folder.glob(LOG)]
 
 
 def _start(folder: Path) -> dict[str, Any]:
@@ -126,6 +133,8 @@ def base_tokens(recipe: Recipe, run: Path, cache: Path) -> tuple[_Corpus, dict[s
     corpus = _Corpus(recipe, cache)
     tokenizer = _tokenizer(recipe, run, corpus)
     meta = read_meta(run / "tokens") or pack(corpus.documents(), tokenizer, run / "tokens")
+    if recipe.pretrain.functions and not read_meta(run / FUNCTIONS):
+        pack(corpus.documents(), tokenizer, run / FUNCTIONS, functions=True)
     return corpus, meta, tokenizer
 
 

@@ -27,8 +27,9 @@ def model_card(manifest: dict[str, Any], completed: str = "") -> str:
             does = "leaves the base as it is: only its masks are taught on"
         before = (
             f"\n\nIt goes on from an earlier round, `{start['name']}` of {start['made']['date']} "
-            f"(`training_log_start.jsonl`), and\n{does}. {start['made'].get('note', '')}".rstrip()
-        )
+            f"(`training_log_1.jsonl` and so on are the logs before), and\n{does}. "
+            f"{start['made'].get('note', '')}"
+        ).rstrip()
     rows = "\n".join(
         f"| {name} | {entry['licence']} | {entry['documents']} | {entry['text_bytes'] / 1e6:.2f} |"
         for name, entry in manifest["training_data"]["sources"].items()

@@ -58,8 +58,8 @@ def distill(lm: Any, prompts: dict[int, Tensor], plan: Distill, out: Path, seed:
         plan: how many new tokens, which share sampled.
 
     Returns:
-        For each length. A sequence that ended early is filled with end-of-text. Of those that run in
-        circles the plan's share is left whole; the others end where the circles begin.
+        For each length. A sequence that ended early is filled with end-of-text, of which the first counts.
+        Of those that run in circles the plan's share is left whole; the others end where the circles begin.
     """
     path = out / "distill.pt"
     state = load_state(path) or {"batches": []}
@@ -85,7 +85,12 @@ def distill(lm: Any, prompts: dict[int, Tensor], plan: Distill, out: Path, seed:
         if index % 4 == 3 or index == len(parts) - 1:
             save_state(path, {"batches": done})
     return [
-        _few_loops(torch.cat([part.long() for n, part in done if n == length]), length, plan.loops)
+        _few_loops(
+            torch.cat([part.long() for n, part in done if n == length]),
+            length,
+            plan.loops,
+            frozenset({int(lm.config.eos_token_id)}),
+        )
         for length in sorted(prompts)
     ]
 
@@ -180,9 +185,10 @@ def _circles(ids: Sequence[int], n: int = 4, run: int = 8) -> int:
     return len(ids)
 
 
-def _few_loops(sequences: Tensor, prompt: int, share: float) -> Own:
+def _few_loops(sequences: Tensor, prompt: int, share: float, eos_ids: frozenset[int]) -> Own:
     """Sequences of which those that loop and are more than `share` of the whole ones end early."""
-    return Own(prompt, sequences, prompt + torch.tensor(_ends(sequences[:, prompt:], share)))
+    texts = [row[: _end(row.tolist(), eos_ids)] for row in sequences[:, prompt:]]
+    return Own(prompt, sequences, prompt + torch.tensor(_ends(texts, share)))
 
 
 def _ends(texts: Sequence[Tensor] | Tensor, share: float) -> list[int]:

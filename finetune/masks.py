@@ -119,6 +119,7 @@ def joint_losses(
     random: torch.Generator,
     first: int = 0,
     plain: bool = True,
+    ends: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """The plain loss of the real rows, that of dense groups behind them, and how many targets these had.
 
@@ -126,16 +127,20 @@ def joint_losses(
     what the masks need.
 
     Args:
-        trained: embeddings of the masks, and their adapter; without one they go through the base's weights.
+        trained: embeddings of the masks, and their adapter, without which they go through the base's weights;
+            with a sampler head, guesses count told and untold, as in `Gated`.
         windows: int64 [batch, length + 1].
         groups: of as many masks as `trained` has embeddings.
         first: row behind which the first group may stand, and the first one with a plain loss.
         plain: whether the plain loss is wanted; else it is 0.
+        ends: where each window ends for the masks, as of `Own`; without, at its last token. int64 [batch]
     """
     rows, length = windows.shape[0], windows.shape[1] - 1
     k = len(trained.embeddings)
-    anchors = torch.randperm(length - 1 - first, generator=random)[:groups].sort().values + first
-    layout = Layout(length, 0, tuple(anchors.tolist()), (k,) * len(anchors))
+    if ends is None:
+        ends = torch.full((rows,), length + 1)
+    anchors = drawn_anchors(ends, first, length - 1, groups, random)
+    layout = Layout(length, 0, anchors, (k,) * len(anchors))
     offsets, slots = layout.offsets().to(windows.device), layout.slots().to(windows.device)
     embed = lm.get_input_embeddings()
     masks = trained.embeddings[slots].expand(rows, -1, -1)
@@ -148,14 +153,38 @@ def joint_losses(
             use_cache=False,
         ).last_hidden_state
     ahead = offsets[length:] + 1  # the mask at position t predicts the token behind it
-    targets = windows[:, ahead.clamp(max=length)].masked_fill(ahead > length, -100)
+    ends = ends.to(windows.device)[:, None]
+    targets = windows[:, ahead.clamp(max=length)].masked_fill(ahead >= ends, -100)
     if plain:
         targets = torch.cat([windows[:, 1 + first :], targets], dim=1)
     logits = lm.get_output_embeddings()(hidden[:, -targets.shape[1] :]).flatten(0, 1).float()
     losses = nn.functional.cross_entropy(logits, targets.flatten(), reduction="none").view(rows, -1)
-    counted = int((ahead <= length).sum()) * rows
-    guesses = losses[:, -len(ahead) :].sum() / counted
+    counted = int((ahead < ends).sum())
+    guesses = losses[:, -len(ahead) :].sum() / max(1, counted)
+    if trained.sampler is not None:
+        before = embed(windows[:, (ahead - 1).clamp(max=length)])
+        moved = trained.sampler(hidden[:, length:].to(trained.sampler.outer.weight), before)
+        logits = lm.get_output_embeddings()(moved.to(hidden)).flatten(0, 1).float()
+        aims = targets[:, -len(ahead) :].flatten()
+        told = nn.functional.cross_entropy(logits, aims, reduction="sum") / max(1, counted)
+        guesses = (1 - UNTOLD) * told + UNTOLD * guesses
     return losses[:, : length - first].mean() if plain else guesses.new_zeros(()), guesses, counted
+
+
+def drawn_anchors(
+    ends: Tensor, first: int, last: int, groups: int, random: torch.Generator
+) -> tuple[int, ...]:
+    """Rows behind which mask groups shall stand, in order: one set for a batch, so that it shares a mask.
+
+    Where more of its texts still go on, more often.
+
+    Args:
+        ends: of the texts. int64 [batch]
+        first, last: the rows to draw from, without `last`.
+    """
+    going = (ends[:, None] > torch.arange(first + 1, last + 1)).float().mean(0).clamp_min(0.01)
+    chosen = torch.multinomial(going, min(groups, len(going)), generator=random)
+    return tuple((chosen.sort().values + first).tolist())
 
 
 def train_masks(
@@ -393,11 +422,7 @@ class Gated:
         with torch.no_grad():
             cache = DynamicCache()
             real = lm(sequences, use_cache=True, **{cache_argument(lm): cache})
-        # Anchors from the last prompt token on, one set for the batch, so that it shares a mask; where
-        # more of its sequences still go on, more often.
-        going = (ends[:, None] > torch.arange(prompt, length - 1)).float().mean(0).clamp_min(0.01)
-        chosen = torch.multinomial(going, min(plan.groups, len(going)), generator=random)
-        anchors = tuple((chosen.sort().values + prompt - 1).tolist())
+        anchors = drawn_anchors(ends, prompt - 1, length - 2, plan.groups, random)
         layout = Layout(length, 0, anchors, (plan.k,) * len(anchors))
         offsets, slots = layout.offsets()[length:].to(device), layout.slots().to(device)
         embeddings = trained.embeddings[slots].expand(rows, -1, -1)

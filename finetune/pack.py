@@ -1,7 +1,8 @@
 """Turn documents into the token files that training reads, and read them without state.
 
 A folder holds train.bin and heldout.bin (uint16, documents joined by the end-of-text token) and
-meta.json, written last: where it stands, the folder is complete.
+meta.json, written last: where it stands, the folder is complete. A folder of single functions, cut out
+of the same documents, has the same form.
 """
 
 from __future__ import annotations
@@ -28,12 +29,33 @@ from finetune.lock import sha256_file
 FORMAT = "space-tokens/1"
 _DEFINITION_SHARE = 0.7
 _LONE_LENGTHS, _LONE_AT_LEAST = (32, 192), 12
+_LONE_CHARS, _BARE_CHARS = 2_500, 1_000
+_TYPING = frozenset(
+    {
+        "Any",
+        "Callable",
+        "Dict",
+        "Iterable",
+        "Iterator",
+        "List",
+        "Optional",
+        "Sequence",
+        "Set",
+        "Tuple",
+        "Union",
+    }
+)
 
 
-def pack(documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, out: Path) -> dict[str, Any]:
+def pack(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, out: Path, functions: bool = False
+) -> dict[str, Any]:
     """Write the token files of `documents` to the folder `out`; returns meta.json's content.
 
     A complete folder made of the same documents with the same tokenizer is used as it is.
+
+    Args:
+        functions: in the place of each document write those of its functions that stand alone.
 
     Raises:
         ValueError: no documents, or the vocabulary is too large for uint16.
@@ -42,7 +64,7 @@ def pack(documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, out:
         raise ValueError("there are no documents to pack")
     if len(tokenizer) > 2**16:
         raise ValueError(f"{len(tokenizer)} token ids do not fit into uint16")
-    fingerprint = _fingerprint(documents, tokenizer)
+    fingerprint = _fingerprint(documents, tokenizer, functions)
     if (meta := read_meta(out)) and meta["fingerprint"] == fingerprint:
         return meta
 
@@ -50,6 +72,8 @@ def pack(documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, out:
     meta_path = out / "meta.json"
     meta_path.unlink(missing_ok=True)
     train, heldout = split(documents)
+    if functions:
+        train, heldout = _by_functions(train), _by_functions(heldout)
     meta = {
         "format": FORMAT,
         "fingerprint": fingerprint,
@@ -65,6 +89,16 @@ def pack(documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, out:
     temporary.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8", newline="\n")
     os.replace(temporary, meta_path)
     return meta
+
+
+def _by_functions(documents: Sequence[Document]) -> list[Document]:
+    """Each function that stands alone, as a document; of copies the first."""
+    unique = {
+        whole: Document(document.name, whole, document.licence, document.source)
+        for document in documents
+        for _, whole in lone_functions(document.text)
+    }
+    return list(unique.values())
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
@@ -112,8 +146,9 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> list[lis
     return tokenizer(list(texts), return_attention_mask=False, **options)["input_ids"]
 
 
-def _fingerprint(documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {tokenizer_hash(tokenizer)}".encode())
+def _fingerprint(documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, functions: bool) -> str:
+    kind = f"{FORMAT} functions" if functions else FORMAT
+    digest = hashlib.sha256(f"{kind} {tokenizer_hash(tokenizer)}".encode())
     for document in documents:
         for part in (document.name, document.text, document.licence, document.source):
             digest.update(hashlib.sha256(part.encode()).digest())
@@ -170,9 +205,12 @@ class Tokens:
         for row in range(batch_size):
             epoch, place = divmod(step * batch_size + row, count)
             offset, order = self._epoch(epoch, count, seq_len, seed)
-            start = offset + int(order[place]) * seq_len
+            start = self._start(int(order[place]), offset, seq_len)
             rows[row] = self._ids[start : start + seq_len + 1]
         return torch.from_numpy(rows)
+
+    def _start(self, window: int, offset: int, seq_len: int) -> int:
+        return offset + window * seq_len
 
     def _epoch(self, epoch: int, count: int, seq_len: int, seed: int) -> tuple[int, np.ndarray]:
         key = (epoch, seq_len, seed)
@@ -180,6 +218,20 @@ class Tokens:
             random = np.random.default_rng((seed, epoch))
             self._order = key, int(random.integers(seq_len)), random.permutation(count)
         return self._order[1], self._order[2]
+
+
+class Texts(Tokens):
+    """The same, but every window begins with a text, and each text begins one window in an epoch."""
+
+    def __init__(self, path: Path, end: int) -> None:
+        super().__init__(path)
+        self._starts = np.concatenate([[0], np.flatnonzero(np.asarray(self._ids) == end)[:-1] + 1])
+
+    def windows(self, seq_len: int) -> int:
+        return int(np.searchsorted(self._starts, len(self) - seq_len))
+
+    def _start(self, window: int, offset: int, seq_len: int) -> int:
+        return int(self._starts[window])
 
 
 def prompt_windows(
@@ -216,13 +268,13 @@ def lone_prompts(
 ) -> dict[int, torch.Tensor]:
     """Prompts that stand alone: one function's signature and docstring with nothing in front.
 
-    A pure function of its arguments, as `prompt_windows`. Methods are taken out of their classes. Those of
-    rare lengths are left out, since continuations are made and trained on in batches of one length.
+    A pure function of its arguments, as `prompt_windows`. Those of rare lengths are left out, since
+    continuations are made and trained on in batches of one length.
 
     Returns:
         By length in tokens, int64 [n, length]; `count` prompts in all, or as many as there are.
     """
-    texts = sorted({text for document in documents for text in _lone_functions(document.text)})
+    texts = sorted({head for document in documents for head, _ in lone_functions(document.text) if head})
     order = np.random.default_rng(seed).permutation(len(texts))
     by_length: dict[int, list[list[int]]] = {}
     for ids in encode([texts[i] for i in order[: 2 * count]], tokenizer):
@@ -233,14 +285,39 @@ def lone_prompts(
     return {length: torch.tensor(ids[: max(1, round(share * len(ids)))]) for length, ids in common.items()}
 
 
-def _lone_functions(text: str) -> Iterator[str]:
-    """Signature and docstring of each function that has a docstring and a body, moved to the left edge."""
+def lone_functions(text: str) -> Iterator[tuple[str, str]]:
+    """Functions that can stand alone, as people ask for them: moved to the left edge, `typing` imported.
+
+    Methods cannot; long ones are left out, as are those without a docstring that are not short.
+
+    Yields:
+        Signature and docstring, or nothing where there is no docstring; and the whole function.
+    """
     tree = parse(text)
     lines = text.split("\n")
     for node in _functions(tree) if tree is not None else ():
-        if ast.get_docstring(node, clean=False) is not None and len(node.body) > 1:
-            head = lines[node.lineno - 1 : node.body[0].end_lineno]
-            yield textwrap.dedent("\n".join(head)) + "\n"
+        arguments = [*node.args.posonlyargs, *node.args.args]
+        if (arguments and arguments[0].arg in ("self", "cls")) or node.end_lineno is None:
+            continue
+        documented = ast.get_docstring(node, clean=False) is not None
+        if len(node.body) < 1 + documented or node.end_lineno - node.lineno < 2:
+            continue
+        whole = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])) + "\n"
+        if len(whole) > (_LONE_CHARS if documented else _BARE_CHARS):
+            continue
+        names = {
+            n.id
+            for part in (node.args, node.returns)
+            if part
+            for n in ast.walk(part)
+            if isinstance(n, ast.Name)
+        }
+        typing = sorted(names & _TYPING)
+        above = f"from typing import {', '.join(typing)}\n\n\n" if typing else ""
+        head = ""
+        if documented:
+            head = above + textwrap.dedent("\n".join(lines[node.lineno - 1 : node.body[0].end_lineno])) + "\n"
+        yield head, above + whole
 
 
 def _places(documents: Sequence[Document], random: np.random.Generator) -> Iterator[str]:

@@ -21,12 +21,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import space_core
 from finetune.distill import Own
-from finetune.masks import GatedMasks, joint_losses
+from finetune.masks import GatedMasks, joint_losses, own_texts, state_of
 from finetune.optimizer import Optimizers, schedule
-from finetune.pack import Tokens
+from finetune.pack import Texts, Tokens
 from finetune.precision import autocast, bfloat16_is_faster
 from finetune.recipe import Base, Recipe
 from finetune.state import Log, Tell, load_state, save_state
+
+FUNCTIONS = "functions"
+"""Folder, beside the tokens', of functions that stand alone."""
 
 
 def new_base(base: Base, vocab_size: int, eos_token_id: int, seed: int) -> LlamaForCausalLM:
@@ -63,10 +66,10 @@ def pretrain(
     """Train the base of a recipe, resuming from what `out` holds.
 
     Args:
-        tokens: folder of `pack`.
+        tokens: folder of `pack`; beside it, where the recipe wants functions, that of `pack` with them.
         out: states and log go here.
         meta: of `pack`.
-        own: of `distill`, for `own_batch`; whole texts only.
+        own: of `distill`, for `own_batch`.
         tell: hears what is logged.
 
     Returns:
@@ -92,7 +95,13 @@ def pretrain(
         step, trained, seconds = state["step"], state["trained"], state["seconds"]
     log = Log(out / "log.jsonl", "pretrain", step, tell)
     source = Tokens(tokens / "train.bin")
-    heldout = heldout_batches(tokens / "heldout.bin", plan.seq_len)
+    heldout = {"heldout_loss": heldout_batches(tokens / "heldout.bin", plan.seq_len)}
+    alone = None
+    if plan.functions:
+        folder = tokens.with_name(FUNCTIONS)
+        alone = Texts(folder / "train.bin", meta["eos_token_id"])
+        heldout["heldout_loss_of_functions"] = heldout_batches(folder / "heldout.bin", plan.seq_len)
+    draw = own_texts(own, plan.own_batch) if own and plan.own_batch else None
 
     def save(path: Path) -> None:
         save_state(
@@ -119,18 +128,22 @@ def pretrain(
         rows = max(1, plan.batch * plan.seq_len // length)
         if step == plan.steps - plan.decay:
             save(stable)
-        batch = source.batch(step, rows, length, recipe.seed).to(device)
+        single = round(rows * plan.functions)
+        batch = source.batch(step, rows - single, length, recipe.seed)
+        if alone is not None and single:
+            batch = torch.cat([batch, alone.batch(step, single, length, recipe.seed)])
+        batch = batch.to(device)
         if masks is None:
             loss = whole = language_loss(model, batch, half)
         else:
             random = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
             with autocast(batch.device, half):
                 loss, of_masks, _ = joint_losses(model, masks, batch, plan.mask_groups, random)
-                if own and plan.own_batch:
-                    prompt, texts, _ = own[step % len(own)]
-                    texts = texts[torch.randperm(len(texts), generator=random)[: plan.own_batch]].to(device)
+                if draw is not None:
+                    prompt, texts, ends = draw(step, random)
+                    texts = texts.to(device)
                     _, copies, _ = joint_losses(
-                        model, masks, texts, plan.mask_groups, random, prompt - 1, plain=False
+                        model, masks, texts, plan.mask_groups, random, prompt - 1, plain=False, ends=ends
                     )
                     of_masks = (of_masks + copies) / 2
             whole = loss + plan.mask_weight * of_masks
@@ -147,8 +160,8 @@ def pretrain(
             extra = {} if masks is None else {"mask_loss": round(float(of_masks.detach()), 4)}
             log.write(step, loss=round(value, 4), **extra, tokens=trained, seconds=round(seconds, 1))
         if step % plan.evaluate_every == 0 or step == plan.steps:
-            loss_out = heldout_loss(model, heldout)
-            log.write(step, heldout_loss=round(loss_out, 4), tokens=trained, seconds=round(seconds, 1))
+            losses = {name: round(heldout_loss(model, batches), 4) for name, batches in heldout.items()}
+            log.write(step, **losses, tokens=trained, seconds=round(seconds, 1))
         if step % plan.save_every == 0 or step == plan.steps:
             save(latest)
     bar.close()
@@ -156,16 +169,16 @@ def pretrain(
 
 
 def _new_masks(model: LlamaForCausalLM, recipe: Recipe) -> GatedMasks:
-    """Masks to be trained beside the base, as they begin."""
-    # A sampler head only reads what masks say: it is trained with them afterwards, on the finished base.
-    masks = GatedMasks(model, replace(recipe.masks, sampler=0), recipe.seed)
+    """Masks to be trained beside the base: those of the start, as far as they are of the recipe's shape."""
+    start = space_core.load(recipe.base.start).masks if recipe.base.start else None
+    # A new sampler head only reads what masks say: it is trained with them afterwards, on the finished base.
+    told = start is not None and start.sampler is not None and start.sampler.width == recipe.masks.sampler
+    masks = GatedMasks(model, recipe.masks if told else replace(recipe.masks, sampler=0), recipe.seed)
     masks.to(next(model.parameters()).device)
-    if recipe.base.start:
-        start = space_core.load(recipe.base.start)
-        if start.masks.embeddings is not None and len(start.masks.embeddings) == recipe.masks.k:
-            masks.embeddings.data.copy_(start.masks.embeddings)
-        if start.masks.adapter is not None and start.masks.adapter.targets == masks.adapter.targets:
-            masks.adapter.load_state_dict(start.masks.adapter.state_dict())
+    if start is not None:
+        shapes = {name: tensor.shape for name, tensor in masks.state_dict().items()}
+        state = state_of(start) or {}
+        masks.begin({name: t for name, t in state.items() if shapes.get(name) == t.shape})
     return masks
 
 

@@ -42,7 +42,9 @@ class Pretrain:
     """`steps` of `batch` windows; the last `decay` steps use windows of `long_seq_len`.
 
     With `mask_groups` the base learns beside its masks, `mask_weight` being the share of their loss: so
-    many dense groups stand behind each window, shaped as the recipe's masks are.
+    many dense groups stand behind each window, shaped as the recipe's masks are; `own_batch` more windows
+    are the base's own texts, from which only the masks learn. `functions` is the share of a batch that are
+    functions standing alone, and what follows them, instead of windows of files.
     """
 
     steps: int
@@ -56,6 +58,7 @@ class Pretrain:
     mask_groups: int = 0
     mask_weight: float = 0.3
     own_batch: int = 0
+    functions: float = 0.0
     save_every: int = 50
     evaluate_every: int = 200
 

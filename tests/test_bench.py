@@ -457,6 +457,7 @@ def test_json_to_standard_output_stands_alone_and_keeps_turns_and_categories(fol
         (["--prompts", "GOOD", "--json", "/dev/null"], "cannot write"),
         (["sing"], "sing"),
         (["planner"], "--prompts"),
+        (["overhead", "--prompts", "GOOD", "--dtype", "float32,float64"], "one dtype at a time"),
         (["calls", "--shape", "3K"], "known are 16M"),
         (["calls", "--rows", "1,0"], "at least 1"),
         (["calls", "--context", "128"], "do not fit"),

@@ -42,6 +42,7 @@ def test_generate_prints_one_trace_and_both_methods_agree():
     [
         (("generate",), "--prompt-file"),
         (("generate", "--prompt-file", "/nowhere.txt"), "prompt file"),
+        (("generate", "--prompt-file", ""), "name of the prompt file is empty"),
         (("generate", "--prompt-file", "-", "--k", "0"), "k must"),
         (("generate", "--prompt-file", "-", "--k", "many"), "--k"),
         (("generate", "--prompt-file", "-", "--method", "magic"), "--method"),

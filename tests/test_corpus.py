@@ -434,6 +434,19 @@ class TestPack:
             assert torch.equal(tokens.batch(step, 4, 16, 1), walked[step])
         assert not torch.equal(tokens.batch(0, 4, 16, 2), walked[0])
 
+    def test_functions_in_the_place_of_files(self, trained, documents, tmp_path: Path):
+        whole = pack.pack(documents, trained, tmp_path / "files")
+        meta = pack.pack(documents, trained, tmp_path / "functions", functions=True)
+        assert meta["fingerprint"] != whole["fingerprint"]
+        assert meta["train"]["documents"] == 8 * whole["train"]["documents"]
+        texts = pack.Texts(tmp_path / "functions" / "train.bin", trained.eos_token_id)
+        count = texts.windows(64)
+        rows = torch.cat([texts.batch(step, 4, 64, seed=7) for step in range(count // 4)])
+        starts = [trained.decode(row) for row in rows]
+        assert all(start.startswith("def ") for start in starts)
+        assert len(set(starts)) == len(starts) > 0.9 * count
+        assert (rows == trained.eos_token_id).any()
+
     def test_too_short_a_file(self, tmp_path: Path):
         path = tmp_path / "train.bin"
         np.arange(10, dtype="<u2").tofile(path)
@@ -467,7 +480,10 @@ class TestPrompts:
         assert all(text[8:] in whole for text in texts)
 
     def test_lone_prompts_are_a_functions_head_and_nothing_else(self, trained):
-        method = 'class A:\n    def f(self, a):\n        """Says what f{0} does with a\n        and no more."""\n        return a\n'
+        method = (
+            "class A:\n    @staticmethod\n    def f(a: List[int]):\n"
+            '        """Says what f{0} does with a\n        and no more."""\n        return a\n'
+        )
         documents = [document(f"{i}.py", module(i, 8) + method.format(i)) for i in range(150)]
         prompts = pack.lone_prompts(documents, trained, 300, seed=3)
         again = pack.lone_prompts(documents, trained, 300, seed=3)
@@ -476,10 +492,29 @@ class TestPrompts:
         for length, ids in prompts.items():
             assert ids.shape[1] == length and ids.dtype == torch.int64
             for text in map(trained.decode, ids):
-                assert text.startswith(("def ", "async def ")) and text.endswith('"""\n')
+                assert text.startswith(("def ", "from typing import List\n\n\ndef ")) and text.endswith(
+                    '"""\n'
+                )
                 assert len(list(pack.definition_ends(text + "    pass\n"))) == 1
         heads = {text for ids in prompts.values() for text in map(trained.decode, ids)}
         assert any("and no more" in text and "\n    and" in text for text in heads)  # out of its class
+
+    def test_functions_that_stand_alone(self):
+        head = "def moved(a: Optional[List[int]]) -> Any:\n    '''Doc.\n\n    More.\n    '''\n"
+        bare = "def bare(x):\n    y = x + 1\n    return y\n"
+        lines = [f"    {line}" if line else line for line in (head + "    return a").split("\n")]
+        text = (
+            "class A:\n    def method(self):\n        x = 1\n        return x\n\n    @staticmethod\n"
+            + "\n".join(lines)
+            + f"\n\n{bare}\n"
+            + f"def wide(x):\n    y = [{'1, ' * 400}]\n    return y\n\n"
+            + "def words():\n    '''Only\n    words.\n    '''\n"
+        )
+        above = "from typing import Any, List, Optional\n\n\n"
+        assert list(pack.lone_functions(text)) == [
+            (above + head, above + head + "    return a\n"),
+            ("", bare),
+        ]
 
     def test_too_few_places(self, trained):
         with pytest.raises(ValueError, match="of 1000 prompts"):

@@ -19,9 +19,9 @@ import space_core
 from finetune.build import _masks_to_go_on_from
 from finetune.distill import Own, _few_loops
 from finetune.evaluate import parses, read_prompts
-from finetune.masks import Gated, train_masks
+from finetune.masks import Gated, joint_losses, train_masks
 from finetune.optimizer import orthogonalise, schedule
-from finetune.pretrain import pretrain
+from finetune.pretrain import FUNCTIONS, _new_masks, pretrain
 from finetune.recipe import (
     FOLDER,
     Base,
@@ -124,26 +124,31 @@ def test_masks_learn_a_text_that_repeats(tmp_path, method):
     assert rates[-1] > rates[0]
 
 
-def test_a_base_that_learns_beside_its_masks_learns_both_and_resumes_to_the_bit(tmp_path):
-    tokens = tmp_path / "tokens"
-    tokens.mkdir()
-    text = np.tile(np.arange(2, 34, dtype="<u2"), 200)
-    for name in ("train", "heldout"):
-        (tokens / f"{name}.bin").write_bytes(text.tobytes())
-    meta = {"vocab_size": 64, "eos_token_id": 0}
+def joint_recipe(steps, start="", sampler=0, **changes):
+    return Recipe(
+        name="joint",
+        description="",
+        corpus=Corpus(),
+        base=Base(hidden=32, layers=2, heads=4, kv_heads=2, intermediate=64, context=128, start=start),
+        pretrain=Pretrain(
+            steps=steps, batch=4, seq_len=32, warmup=2, decay=10, mask_groups=4, save_every=10, **changes
+        ),
+        distill=Distill(prompts=1, prompt_lengths=(4,), new_tokens=4),
+        masks=MaskTraining(steps=1, batch=1, k=2, rank=4, sampler=sampler),
+    )
 
-    def recipe(steps):
-        return Recipe(
-            name="joint",
-            description="",
-            corpus=Corpus(),
-            base=Base(hidden=32, layers=2, heads=4, kv_heads=2, intermediate=64, context=128),
-            pretrain=Pretrain(
-                steps=steps, batch=4, seq_len=32, warmup=2, decay=10, mask_groups=4, save_every=10
-            ),
-            distill=Distill(prompts=1, prompt_lengths=(4,), new_tokens=4),
-            masks=MaskTraining(steps=1, batch=1, k=2, rank=4),
-        )
+
+def token_folder(folder, text):
+    folder.mkdir()
+    for name in ("train", "heldout"):
+        (folder / f"{name}.bin").write_bytes(np.asarray(text, dtype="<u2").tobytes())
+    return folder
+
+
+def test_a_base_that_learns_beside_its_masks_learns_both_and_resumes_to_the_bit(tmp_path):
+    tokens = token_folder(tmp_path / "tokens", np.tile(np.arange(2, 34), 200))
+    meta = {"vocab_size": 64, "eos_token_id": 0}
+    recipe = joint_recipe
 
     whole = pretrain(recipe(40), tokens, tmp_path / "whole", meta)
     rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").open()]
@@ -168,14 +173,83 @@ def test_a_base_that_learns_beside_its_masks_learns_both_and_resumes_to_the_bit(
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+def test_functions_share_the_batches_and_the_masks_of_the_start_are_taught_on(tmp_path):
+    """Half of each batch stands alone; masks and sampler head begin as the start has them, and learn."""
+    lm = tiny_lm("Llama", torch.float32)
+    plan = joint_recipe(1, sampler=8).masks
+    first = Gated(lm, plan, seed=0)
+    torch.manual_seed(3)
+    torch.nn.init.normal_(first.trained.sampler.outer.weight, std=0.1)
+    save(tmp_path / "start", first.model(None))
+    files = token_folder(tmp_path / "tokens", np.tile(np.arange(2, 34), 200))
+    token_folder(tmp_path / FUNCTIONS, np.tile([*range(40, 50), 0], 200))
+    meta = {"vocab_size": 64, "eos_token_id": 0}
+    own = [Own(4, torch.arange(20).repeat(6, 1), torch.tensor([20, 20, 9, 20, 20, 6]))]
+
+    seen = []
+
+    def watched(model, masks, windows, *rest, **options):
+        seen.append((windows, options.get("ends"), masks))
+        return joint_losses(model, masks, windows, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune.pretrain.joint_losses", watched)
+        recipe = joint_recipe(3, str(tmp_path / "start"), sampler=8, functions=0.5, own_batch=4)
+        pretrain(recipe, files, tmp_path / "run", meta, own=own)
+    batch, _, _ = seen[0]
+    alone = batch[2:]
+    assert len(batch) == 4 and (batch[:2] >= 2).all() and (batch[:2] < 34).all()
+    assert (alone[:, 0] == 40).all() and set(alone.unique().tolist()) == {0, *range(40, 50)}
+    assert {len(windows) for windows, _, _ in seen[1::2]} == {4} and all(
+        e is not None for _, e, _ in seen[1::2]
+    )
+    row = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert 0 < row["heldout_loss_of_functions"] != row["heldout_loss"] > 0
+    was, now = first.trained.state_dict(), load_state(tmp_path / "run" / "pretrain.pt")["masks"]
+    assert was.keys() == now.keys() and not torch.equal(
+        was["sampler.outer.weight"], now["sampler.outer.weight"]
+    )
+    begun = _new_masks(space_core.load(tmp_path / "start").lm, recipe).state_dict()
+    assert all(torch.equal(begun[name], tensor) for name, tensor in was.items())
+    without = _new_masks(lm, joint_recipe(1, str(tmp_path / "start"))).state_dict()
+    assert not any(name.startswith("sampler") for name in without)
+
+
+def test_beside_the_base_too_nothing_behind_the_end_of_a_text_is_a_target():
+    lm = tiny_lm("Llama", torch.float64)
+    masks = Gated(lm, MaskTraining(steps=1, batch=2, k=3, rank=2, sampler=8), seed=0).trained
+    torch.manual_seed(0)
+    torch.nn.init.normal_(masks.sampler.outer.weight, std=0.1)
+    texts = torch.randint(64, (2, 20))
+    changed = texts.clone()
+    changed[1, 11:] = (changed[1, 11:] + 1) % 64
+
+    def loss(windows, *ends):
+        random = torch.Generator().manual_seed(1)
+        _, value, counted = joint_losses(
+            lm, masks, windows, 12, random, 3, plain=False, ends=torch.tensor(ends)
+        )
+        return value.item(), counted
+
+    assert loss(texts, 20, 11) == loss(changed, 20, 11)
+    assert loss(texts, 20, 12)[0] != loss(changed, 20, 12)[0]
+    assert loss(texts, 20, 11)[1] < loss(texts, 20, 20)[1]
+
+
 def test_texts_that_run_in_circles_end_where_they_begin_to():
     straight, circles = list(range(10, 30)), [10, 11, 12] + [1, 2, 3, 4] * 5
     texts = torch.tensor([[7, 8, *straight], [7, 8, *circles[:20]], [7, 8, *circles[:20]]])
-    own = _few_loops(texts, 2, 0.5)
+    own = _few_loops(texts, 2, 0.5, frozenset())
     assert own.prompt == 2 and own.ends.tolist()[:2] == [22, 22]  # as many loops whole as may be
     assert 2 + 3 + 4 <= own.ends[2] <= 2 + 3 + 8
     assert torch.equal(own.whole().sequences, texts[:2])
-    assert _few_loops(texts, 2, 0.0).ends.tolist().count(22) == 1
+    assert _few_loops(texts, 2, 0.0, frozenset()).ends.tolist().count(22) == 1
+
+
+def test_a_text_that_ended_counts_up_to_its_end_and_is_no_loop():
+    ended = [7, 8, 10, 11, 12, 13, *[0] * 16]
+    own = _few_loops(torch.tensor([ended, [7, 8, *range(10, 30)]]), 2, 0.0, frozenset({0}))
+    assert own.ends.tolist() == [7, 22]
 
 
 def test_nothing_behind_the_end_of_a_text_is_a_target():
@@ -204,7 +278,7 @@ def test_masks_are_taught_on_from_those_of_a_checkpoint(tmp_path):
     )
     first = train_masks(lm, None, [Own.of(4, text)], [[1, 2]], plan, tmp_path / "run", seed=0)
     save(tmp_path / "first", first)
-    recipe = load_recipe("python-mini")
+    recipe = load_recipe("python-mini-alone")
     recipe = replace(recipe, base=replace(recipe.base, start=str(tmp_path / "first")))
     assert recipe.pretrain.steps == 0
     state = _masks_to_go_on_from(recipe, tmp_path)

@@ -130,10 +130,16 @@ def _write_answers(path: Path, model: SpaceModel, line: Column, dtype: str, runs
 
 
 def _opened(options: argparse.Namespace, settings: Settings) -> tuple[Any, Any, dict[str, Any]]:
-    """Prompts, model and the head of the result, of a benchmark that takes one dtype."""
+    """Prompts, model and the head of the result, of a benchmark that takes one dtype.
+
+    Raises:
+        SpaceError: without prompts, for more than one dtype, or when something cannot be opened.
+    """
     if options.prompts is None:
         raise PromptError(f"bench {options.what} needs prompts: --prompts F.jsonl")
-    (dtype,) = given.dtypes(options.dtype[:1])
+    if len(options.dtype) > 1:
+        raise SettingError("dtype", f"bench {options.what} measures one dtype at a time")
+    (dtype,) = given.dtypes(options.dtype)
     import space_core
     from space_core import bench, prompts
 

@@ -103,6 +103,8 @@ def read_prompt(name: str) -> str:
     Raises:
         PromptError: when it cannot be read as UTF-8 text, or is far too long.
     """
+    if not name:
+        raise PromptError("the name of the prompt file is empty")
     try:
         if name == "-" and sys.stdin is None:
             raise PromptError("there is no standard input to read the prompt from")
