@@ -268,21 +268,25 @@ def lone_prompts(
 ) -> dict[int, torch.Tensor]:
     """Prompts that stand alone: one function's signature and docstring with nothing in front.
 
-    A pure function of its arguments, as `prompt_windows`. Those of rare lengths are left out, since
-    continuations are made and trained on in batches of one length.
+    A pure function of its arguments, as `prompt_windows`. Those of rare lengths are left out, and where fewer
+    are wanted than there are, some lengths, since continuations are made and learnt in batches of one length.
 
     Returns:
         By length in tokens, int64 [n, length]; `count` prompts in all, or as many as there are.
     """
     texts = sorted({head for document in documents for head, _ in lone_functions(document.text) if head})
-    order = np.random.default_rng(seed).permutation(len(texts))
+    random = np.random.default_rng(seed)
     by_length: dict[int, list[list[int]]] = {}
-    for ids in encode([texts[i] for i in order[: 2 * count]], tokenizer):
+    for ids in encode([texts[i] for i in random.permutation(len(texts))], tokenizer):
         if _LONE_LENGTHS[0] <= len(ids) <= _LONE_LENGTHS[1]:
             by_length.setdefault(len(ids), []).append(ids)
-    common = {length: ids for length, ids in sorted(by_length.items()) if len(ids) >= _LONE_AT_LEAST}
-    share = min(1.0, count / max(1, sum(map(len, common.values()))))
-    return {length: torch.tensor(ids[: max(1, round(share * len(ids)))]) for length, ids in common.items()}
+    common = [length for length, ids in sorted(by_length.items()) if len(ids) >= _LONE_AT_LEAST]
+    found: dict[int, torch.Tensor] = {}
+    for length in random.permutation(common).tolist():
+        if count > 0:
+            found[length] = torch.tensor(by_length[length][:count])
+            count -= len(found[length])
+    return dict(sorted(found.items()))
 
 
 def lone_functions(text: str) -> Iterator[tuple[str, str]]:

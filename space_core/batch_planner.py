@@ -10,9 +10,10 @@ and each sequence spreads its m masks over its groups as is best for it. T is wh
 costs, n the sequences that are left, λ the tokens a second that all of them reach together. The more
 sequences, the less a row is for free, and the nearer the plan comes to plain decoding.
 
-What is learned (how often drafts stood, what fresh drafts are worth) is learned from all sequences: they
-run on one model. A plan never sees a drawn token, only distributions and the text so far (`planner.py`
-says why). Pure arithmetic on floats: no tensor, no model, no clock.
+What is learned (how often drafts stood, what fresh drafts are worth, how far calls take longer than they were
+measured to) is learned from all sequences: they run on one model. A plan never sees a drawn token, only
+distributions and the text so far (`planner.py` says why). Pure arithmetic on floats: no tensor, no model, no
+clock.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ import numpy.typing as npt
 
 from space_core.layout import Layout
 from space_core.planner import (
+    AGAIN,
     FIRST_PAUSE,
     LONGEST_PAUSE,
     MEMORY,
     PROBE_MASKS,
     REPEATS,
+    TRUSTED,
+    Drift,
     Experience,
     Plan,
 )
@@ -68,6 +72,9 @@ class BatchPlanner(Protocol):
             emitted: tokens that all of them wrote.
         """
 
+    def took(self, seconds: float) -> None:
+        """How long the call lasted that `learn` was last told of."""
+
 
 class PlainBatch:
     """Plain decoding's calls: one row for each sequence."""
@@ -76,6 +83,9 @@ class PlainBatch:
         return [Plan(0, Layout.steady((0,))) for _ in asks]
 
     def learn(self, stood: Sequence[Sequence[bool]], emitted: int) -> None:
+        pass
+
+    def took(self, seconds: float) -> None:
         pass
 
 
@@ -92,6 +102,9 @@ class GridBatch:
     def learn(self, stood: Sequence[Sequence[bool]], emitted: int) -> None:
         pass
 
+    def took(self, seconds: float) -> None:
+        pass
+
 
 class AutoBatch:
     """Rows by their worth.
@@ -101,36 +114,44 @@ class AutoBatch:
         cost: seconds of a call with masks by all its rows, up to those of all sequences' full grids.
         bare: the same of calls without masks.
         trained: whether somebody trained the masks: what is expected of them to begin with.
+        timed: whether the cost was measured, and is corrected by what calls take.
     """
 
-    def __init__(self, k: int, cost: Array, bare: Array, trained: bool = True) -> None:
+    def __init__(self, k: int, cost: Array, bare: Array, trained: bool = True, timed: bool = False) -> None:
         self.k, self.cost, self.bare = k, cost, bare
         self.learned = Experience(k, trained)
-        self.tokens = self.seconds = 0.0
+        # What the tokens of late have cost, and what they would have cost in plain calls: sums that forget.
+        # Their ratio stays a price when sequences leave, and plain calls with them become dearer a token.
+        self.paid, self.plain = float(TRUSTED), TRUSTED * 1.3
+        self.timed, self.drift = timed, Drift()
         self.pause, self.idle = FIRST_PAUSE, 0
         self._judged: list[tuple[Sequence[float], bool]] = []
-        self._spent = 0.0
+        self._asked = 0
+        self._rows: tuple[int, bool] | None = None  # of the call planned, and whether it has masks
+        self._ran: tuple[int, bool] | None = None
         d = np.arange(k + 1)
-        self._rows = 1 + d[:, None] + np.arange(k * (k + 1) + 1)[None, :]
+        self._after = 1 + d[:, None] + np.arange(k * (k + 1) + 1)[None, :]
         self._reachable = d[None, :] <= d[:, None]  # [d, g]
         self._below = d[None, :] < d[:, None]
 
     def next(self, asks: Sequence[Ask]) -> list[Plan]:
         n, k = len(asks), self.k
-        if not self.seconds:  # as if of 8 calls
-            self.tokens, self.seconds = 8 * 1.3 * n, 8 * float(self.bare[n])
-        token = self.seconds / self.tokens
+        plain = self._seconds(n, False) / n
+        token = plain * self.paid / self.plain
         survival, copied, repeats = np.zeros((n, k + 2)), [], []
         for row, ask in enumerate(asks):
             ours = self.learned.survival(ask.guesses, False)
             theirs = self.learned.survival(ask.copies, True)
-            copied.append(float(theirs.sum()) > float(ours.sum()))
-            repeats.append(float(theirs[1:].sum()) > REPEATS)
+            copied.append(sum(theirs) > sum(ours))
+            repeats.append(sum(theirs[1:]) > REPEATS)
             if ask.guesses:
                 self.learned.value(ours, theirs, copied[-1], repeats[-1])
             best = theirs if copied[-1] else ours
             survival[row, : len(best)] = best
         drafts, n_masks, order, gains = self._best(survival, repeats, token)
+        if n_masks and self.paid > self.plain and not all(repeats):
+            # Whatever they promise: tokens have come dearer than plain calls would have brought them.
+            drafts, n_masks, order, gains = self._best(survival, repeats, token, masks=False)
         probing = self._probe(n_masks)
         plans = []
         for row, ask in enumerate(asks):
@@ -148,27 +169,43 @@ class AutoBatch:
         ]
         real = max(plan.layout.n_real for plan in plans)
         masks = max(plan.layout.n_masks for plan in plans)
-        self._spent = float((self.cost if masks else self.bare)[n * (real + masks)])
+        self._asked, self._rows = n, (n * (real + masks), masks > 0)
         return plans
 
     def learn(self, stood: Sequence[Sequence[bool]], emitted: int) -> None:
-        if not self._judged:  # the first call was not planned
+        self._ran = self._rows
+        if self._rows is None:  # the first call was not planned
             return
+        right = []
         for (confidences, copied), known in zip(self._judged, stood, strict=True):
             self.learned.judge(confidences, copied, known)
-            if known and all(known) and not copied:  # masks that are right again are asked again at once
-                self.idle = self.pause = FIRST_PAUSE
-        self.tokens = self.tokens * MEMORY + emitted
-        self.seconds = self.seconds * MEMORY + self._spent
+            if known and not copied:
+                right.append(all(known))
+        if 2 * sum(right) > len(right):  # masks that are right again are asked again at once
+            self.idle = self.pause = FIRST_PAUSE
+        # In plain calls of these sequences, so that the sums forget alike whatever calls cost.
+        plain = self._seconds(self._asked, False) or 1.0
+        self.plain = self.plain * MEMORY + emitted / self._asked
+        self.paid = self.paid * MEMORY + self._seconds(*self._rows) / plain
+
+    def took(self, seconds: float) -> None:
+        if self.timed and self._ran is not None:
+            rows, masked = self._ran
+            self.drift.see(masked, seconds, float((self.cost if masked else self.bare)[rows]))
+
+    def _seconds(self, rows: int, masked: bool) -> float:
+        """What a call of so many rows is expected to take now."""
+        return float((self.cost if masked else self.bare)[rows]) * self.drift.of(masked)
 
     def _best(
-        self, survival: Array, repeats: Sequence[bool], token: float
+        self, survival: Array, repeats: Sequence[bool], token: float, masks: bool = True
     ) -> tuple[int, int, npt.NDArray[np.intp], Array]:
         """Drafts and masks for all, the order in which each sequence takes its masks, and what they win.
 
         Args:
             survival: chance that the first 0, 1, … drafts of each sequence all stand, 0 behind the last
                 one and in one more place. [n, k + 2]
+            masks: whether any may be fed.
         """
         n, k = len(survival), self.k
         stop = np.where(self._reachable, survival[:, None, :-1], 0.0)  # [n, d, g]
@@ -179,9 +216,11 @@ class AutoBatch:
         order = np.argsort(-gains, axis=2, kind="stable")
         total = np.zeros((k + 1, gains.shape[2] + 1))
         total[:, 1:] = np.take_along_axis(gains, order, 2).cumsum(2).sum(0)
-        total -= self.cost[n * self._rows]
-        total[:, 0] = -self.bare[n * self._rows[:, 0]]
+        total -= self.cost[n * self._after] * self.drift.of(True)
+        total[:, 0] = -self.bare[n * self._after[:, 0]] * self.drift.of(False)
         total += (survival[:, :-1].cumsum(1).sum(0) * token)[:, None]
+        if not masks:
+            total = total[:, :1]
         most = int((survival > 0).sum(1).max()) - 1  # no draft that nobody has
         drafts, n_masks = divmod(int(total[: most + 1].argmax()), total.shape[1])
         return drafts, n_masks, order, gains
@@ -197,4 +236,5 @@ class AutoBatch:
         if self.idle <= self.pause:
             return False
         self.idle, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
+        self.paid, self.plain = float(AGAIN), AGAIN * 1.3
         return True

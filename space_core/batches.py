@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from space_core import cost
+from space_core.batch_drafts import draft
 from space_core.batch_planner import Ask, AutoBatch, BatchPlanner, GridBatch, PlainBatch
 from space_core.cache import RaggedCache, additive
 from space_core.decoders import Drafts, _planner, _Run
@@ -95,7 +96,7 @@ def planner(model: SpaceModel, settings: Settings, sequences: int) -> BatchPlann
     bare = costs.bare or {1: 1.0}  # a context too small to measure in: rows count as free
     masks = {1: bare[min(bare)]} | costs.masks
     trained = model.masks.method != "untrained"
-    return AutoBatch(k, cost.curve(masks, most), cost.curve(bare, most), trained)
+    return AutoBatch(k, cost.curve(masks, most), cost.curve(bare, most), trained, costs.timed)
 
 
 def _costs(model: SpaceModel, settings: Settings, sequences: int) -> cost.Costs:
@@ -106,7 +107,8 @@ def _costs(model: SpaceModel, settings: Settings, sequences: int) -> cost.Costs:
         _planner(model, replace(settings, plan=Plan.AUTO))  # measures a single one, if nobody has yet
         alone: cost.Costs = model.costs[settings.greedy]
         found = model.costs[key] = cost.Costs(
-            *({n: t for n, t in best.items() if n < sequences} for best in (alone.masks, alone.bare))
+            *({n: t for n, t in best.items() if n < sequences} for best in (alone.masks, alone.bare)),
+            timed=True,
         )
         measured = cost.measure(lambda layouts: _seconds(model, settings, sequences, layouts))
         for best, each in ((found.masks, measured.masks), (found.bare, measured.bare)):
@@ -155,6 +157,10 @@ class _Script:
         if self._beside is not None:
             self._beside.learn(stood, emitted)
 
+    def took(self, seconds: float) -> None:
+        if self._beside is not None:
+            self._beside.took(seconds)
+
 
 @dataclass(slots=True)
 class _Member:
@@ -199,10 +205,9 @@ def decode(runs: Sequence[_Run], planner: BatchPlanner) -> Iterator[tuple[Step |
         answers = calls.run(layouts, [[m.last, *m.drafts.ids] for m in members])
         steps: list[Step] = []
         stood, kept, asks = [], [], []
-        for m, judged in zip(members, answers, strict=True):
-            layout = m.plan.layout
-            verdict = m.run.verify(judged.real, m.drafts)
-            guessed = m.run.draft(judged, verdict, layout) if layout.n_masks else None
+        verdicts = [m.run.verify(judged.real, m.drafts) for m, judged in zip(members, answers, strict=True)]
+        drafted = draft([m.run for m in members], answers, verdicts, layouts)
+        for m, layout, verdict, guessed in zip(members, layouts, verdicts, drafted, strict=True):
             accepted, own, guesses = m.run.fetch(verdict, guessed)
             emitted, stop = m.run.emit([*m.drafts.ids[:accepted], own])
             stood.append(m.run.stood(m.tried, len(m.drafts), accepted, own))
@@ -225,20 +230,22 @@ def decode(runs: Sequence[_Run], planner: BatchPlanner) -> Iterator[tuple[Step |
                 continue
             m.last = emitted[-1]
             m.tried = guesses.first(len(layout.drafting_rows(accepted)))
-            copies = Drafts()
+            copies: tuple[list[int], float] = [], 0.0
             if m.lookup:
                 m.lookup.extend(emitted)
-                copies = m.run.copied(*m.lookup.drafts(settings.k))
-            asks.append((m, copies, Ask(m.run.left, m.tried.sure, copies.sure)))
+                copies = m.run.copies(m.lookup)
+            ids, sure = copies
+            asks.append((m, copies, Ask(m.run.left, m.tried.sure, (sure,) * len(ids))))
         planner.learn(stood, sum(len(step.emitted) for step in steps))
         calls.cache.commit(kept)
         if 0 < len(asks) < len(members):
             calls.cache.keep([i for i, step in enumerate(steps) if not step.stop])
         plans = planner.next([ask for *_, ask in asks]) if asks else []
         for (m, copies, _), m.plan in zip(asks, plans, strict=True):
-            m.tried = copies if m.plan.copied else m.tried
+            m.tried = m.run.copied(*copies) if m.plan.copied else m.tried
             m.drafts = m.tried.first(m.plan.drafts)
         seconds = model.clock() - start
+        planner.took(seconds)
         found: list[Step | None] = [None] * len(runs)
         for m, step in zip(members, steps, strict=True):
             found[m.place] = replace(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from space_core.cache import BLOCK, BlockCache
-from space_core.decoders import Drafts, _Guessed, _planner, _Run, _space, space, vanilla
+from space_core.decoders import Drafts, Guessed, _planner, _Run, _space, space, vanilla
 from space_core.errors import PromptError
 from space_core.layout import Layout
 from space_core.model import MASK_BLOCK, Judged, SpaceModel
@@ -182,7 +182,7 @@ class Forced(_Run):
 
     choose: Callable[[int, int], int]
 
-    def fetch(self, verdict: Verdict, guessed: _Guessed | None) -> tuple[int, int, Drafts]:
+    def fetch(self, verdict: Verdict, guessed: Guessed | None) -> tuple[int, int, Drafts]:
         accepted, own, drafts = super().fetch(verdict, guessed)
         # What is committed but for the drafts that this call accepts and its own token.
         start = self.length + accepted + 1

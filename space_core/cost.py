@@ -46,10 +46,13 @@ class Costs:
     Attributes:
         masks: of calls with masks.
         bare: of calls of real rows alone; one row is plain decoding's call.
+        timed: whether this device took them, so that what calls take later can correct them; else they are
+            given, and plans depend on nothing but the text.
     """
 
     masks: dict[int, float] = field(default_factory=dict)
     bare: dict[int, float] = field(default_factory=dict)
+    timed: bool = False
 
     def note(self, rows: int, masked: bool, seconds: float) -> None:
         best = self.masks if masked else self.bare
@@ -72,7 +75,7 @@ def measure(
             its rows, whether it had masks, and its seconds.
         clock: what the budget is counted on.
     """
-    warm, best = Costs(), Costs()
+    warm, best = Costs(timed=True), Costs(timed=True)
     begin = clock()
     layouts = (*_FIRST, *_REST)
     for repetition in range(REPETITIONS + 1):

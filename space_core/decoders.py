@@ -92,7 +92,7 @@ def _space(run: _Run, planner: Planner) -> Iterator[Step]:
     last = list(prompt_ids[run.known :])
     layout = Layout.first(len(last), min(settings.k, run.left - 1))
     drafts = tried = Drafts()  # those that are judged, and those at hand, of which the planner chose them
-    lookup = None
+    lookup, sure = None, 0.0
     while True:
         start = model.clock()
         if lookup is None and settings.plan is Plan.AUTO:
@@ -105,20 +105,22 @@ def _space(run: _Run, planner: Planner) -> Iterator[Step]:
         emitted, stop = run.emit([*drafts.ids[:accepted], own])
         guesses = guesses.first(len(layout.drafting_rows(accepted)))
         planner.learn(run.stood(tried, len(drafts), accepted, own), len(emitted))
-        copies = Drafts()
+        copies: list[int] = []
         if lookup:
             lookup.extend(emitted)
-            copies = run.copied(*lookup.drafts(settings.k))
+            copies, sure = run.copies(lookup)
         if not stop:
-            plan = planner.next(run.left, guesses.sure, copies.sure)
-            tried = copies if plan.copied else guesses
+            plan = planner.next(run.left, guesses.sure, (sure,) * len(copies) if copies else ())
+            tried = run.copied(copies, sure) if plan.copied else guesses
         chosen = Drafts() if stop else tried.first(plan.drafts)
+        seconds = model.clock() - start
+        planner.took(seconds)
         yield Step(
             emitted=tuple(emitted),
             accepted=min(accepted, len(emitted)),
             drafts=tuple(drafts.ids),
             rows=layout.rows,
-            seconds=model.clock() - start,
+            seconds=seconds,
             draft_probs=drafts.probs,
             groups=layout.masks,
             new_drafts=tuple(chosen.ids),
@@ -172,7 +174,7 @@ class Drafts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Guessed:
+class Guessed:
     """Drafts that are still on the device. int64 [n], float [n] twice, float [n, V] or None."""
 
     tokens: Tensor
@@ -251,41 +253,41 @@ class _Run:
         uniforms = self.uniforms(1 + len(drafts), p)
         return self.judge(p, p[:0] if drafts.q is None else drafts.q, tokens, uniforms)
 
-    def draft(self, judged: Judged, verdict: Verdict, layout: Layout) -> _Guessed:
+    def draft(self, judged: Judged, verdict: Verdict, layout: Layout) -> Guessed:
         """New drafts from the mask rows of the group that the verdict chose."""
         masks = judged.masks(verdict.accepted)
         if judged.told:
             if self.model.device.type == "cpu":  # where looking costs nothing, no step is taken in vain
                 masks = masks[: len(layout.drafting_rows(int(verdict.accepted)))]
             if not len(masks):
-                return _Guessed(self.no_tokens, masks[:, 0], masks[:, 0], None)
+                return Guessed(self.no_tokens, masks[:, 0], masks[:, 0], None)
             return self._draft_in_turn(judged, masks, verdict.own)
         logits = judged.guesses(masks)
         if self.settings.greedy:
-            sure = _surest(logits)
-            return _Guessed(likeliest(logits), sure, sure, None)
+            sure = surest(logits)
+            return Guessed(likeliest(logits), sure, sure, None)
         q = self.distribution(logits)
         tokens = draw(q, self.uniforms(len(q), q))
-        return _Guessed(tokens, q.gather(-1, tokens[:, None])[:, 0], q.amax(-1), q)
+        return Guessed(tokens, q.gather(-1, tokens[:, None])[:, 0], q.amax(-1), q)
 
-    def _draft_in_turn(self, judged: Judged, masks: Tensor, own: Tensor) -> _Guessed:
+    def _draft_in_turn(self, judged: Judged, masks: Tensor, own: Tensor) -> Guessed:
         """Drafts that know the ones before. [n, hidden], int64 []"""
         if self.settings.greedy:
             chances = [1.0]
 
             def hopeless(logits: Tensor) -> bool:
-                chances.append(chances[-1] * float(_surest(logits)))
+                chances.append(chances[-1] * float(surest(logits)))
                 return chances[-1] < HOPELESS
 
             tokens, logits = judged.chain(masks, own, likeliest, hopeless if self.thrifty else None)
-            sure = _surest(logits)
-            return _Guessed(tokens, sure, sure, None)
+            sure = surest(logits)
+            return Guessed(tokens, sure, sure, None)
         # How sure a draft is may not depend on the drafts drawn before it, or the planner would leave
         # those out because of what they are: all but the first are as sure as their mask was, told nothing.
         # Nor may the number of drafts.
         untold = self.distribution(judged.guesses(masks)).amax(-1)
         if self.thrifty:
-            masks = masks[: 1 + int((untold.cumprod(0)[:-1] >= HOPELESS_UNTOLD).sum())]
+            masks = masks[: hopeful(untold)]
         rows: list[Tensor] = []
 
         def choose(logits: Tensor) -> Tensor:
@@ -295,9 +297,9 @@ class _Run:
         tokens, _ = judged.chain(masks, own, choose)
         q = torch.cat(rows)
         sure = torch.cat([q[0].amax()[None], untold[1 : len(q)]])
-        return _Guessed(tokens, q.gather(-1, tokens[:, None])[:, 0], sure, q)
+        return Guessed(tokens, q.gather(-1, tokens[:, None])[:, 0], sure, q)
 
-    def fetch(self, verdict: Verdict, guessed: _Guessed | None) -> tuple[int, int, Drafts]:
+    def fetch(self, verdict: Verdict, guessed: Guessed | None) -> tuple[int, int, Drafts]:
         """Everything the host must know of a call, in one transfer: the call's only wait."""
         if guessed is None:
             accepted, own = torch.stack((verdict.accepted, verdict.own)).tolist()
@@ -315,12 +317,15 @@ class _Run:
         )
         return int(flat[0]), int(flat[1]), drafts
 
-    def copied(self, ids: list[int], sure: float) -> Drafts:
-        """Drafts that are certain of one token each: their distribution has no other."""
+    def copies(self, lookup: Lookup) -> tuple[list[int], float]:
+        """What may follow by the text so far, and how sure each of it is."""
+        ids, sure = lookup.drafts(self.settings.k)
         if self.model.mask_token_id in ids:  # where a prompt spells [M]
             ids = ids[: ids.index(self.model.mask_token_id)]
-        if not ids:
-            return Drafts()
+        return ids, sure
+
+    def copied(self, ids: list[int], sure: float) -> Drafts:
+        """Drafts that are certain of one token each: their distribution has no other."""
         device, size = self.model.device, self.vocabulary
         tokens = torch.tensor(ids, device=device)
         q = None
@@ -355,7 +360,12 @@ class _Run:
         return tokens, None if self.left else self.at_budget
 
 
-def _surest(logits: Tensor) -> Tensor:
+def hopeful(untold: Tensor) -> int:
+    """How many masks of a group are worth a step on a CPU, from how sure they are. float [n]"""
+    return min(len(untold), 1 + int((untold.cumprod(0)[:-1] >= HOPELESS_UNTOLD).sum()))
+
+
+def surest(logits: Tensor) -> Tensor:
     """Probability of the likeliest token of each row. [n, V] → float [n]"""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return (wide.amax(-1) - wide.logsumexp(-1)).exp().clamp(max=1)
@@ -370,7 +380,7 @@ def _planner(model: SpaceModel, settings: Settings) -> Planner:
         measured = cost.measure(lambda layouts: _seconds(model, settings, layouts), model.clock)
         costs = model.costs[settings.greedy] = measured
     with_masks, bare = costs.curves(k)
-    return AutoPlanner(k, with_masks, bare, trained=model.masks.method != "untrained")
+    return AutoPlanner(k, with_masks, bare, model.masks.method != "untrained", costs.timed)
 
 
 def _seconds(
@@ -402,6 +412,9 @@ class _Script:
 
     def learn(self, stood: Sequence[bool], emitted: int) -> None:
         self._beside.learn(stood, emitted)
+
+    def took(self, seconds: float) -> None:
+        self._beside.took(seconds)
 
 
 def _warpers(settings: Settings) -> list[Any]:

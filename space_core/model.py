@@ -157,7 +157,7 @@ class Judged:
         step, before = sampler.steps(masks), own[None]
         tokens, logits = [], []
         for row in range(len(masks)):
-            logits.append(self._model.logits(step(row, self._model.embed(before))))
+            logits.append(self._model.logits(step(slice(row, row + 1), self._model.embed(before))))
             before = choose(logits[-1])
             tokens.append(before)
             if end is not None and end(logits[-1]):

@@ -10,8 +10,9 @@ stood so far, and feeds what earns its time:
 over the number of drafts d and of masks w_g in each group. S_i is the chance that drafts 1..i all
 stand, λ the tokens a second that are being reached in such text (so 1/λ is what a token is worth in seconds),
 H(w) what w fresh drafts will be worth to the call after, beyond the copies it will have from the text,
-learned as it goes and apart for texts that repeat themselves, and T the cost. Where T is flat the best
-plan is the full grid; where masks are worth nothing it is a plain call.
+learned as it goes and apart for texts that repeat themselves, and T the cost, corrected by what calls have
+taken since (contexts grow, machines are shared). Where T is flat the best plan is the full grid; where masks
+are worth nothing it is a plain call.
 
 Why the output stays exact. Greedy: a plan changes which drafts are tried, never what the model says
 of them. Sampling: a draft may be judged or left out, but not because of the token that was drawn for
@@ -29,6 +30,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 import numpy as np
@@ -84,6 +86,9 @@ class Planner(Protocol):
             emitted: tokens that the call wrote.
         """
 
+    def took(self, seconds: float) -> None:
+        """How long the call lasted that `learn` was last told of."""
+
 
 class GridPlanner:
     """The paper's calls: all drafts, k + 1 groups of k masks."""
@@ -98,6 +103,9 @@ class GridPlanner:
     def learn(self, stood: Sequence[bool], emitted: int) -> None:
         pass
 
+    def took(self, seconds: float) -> None:
+        pass
+
 
 class AutoPlanner:
     """Rows by their worth.
@@ -107,6 +115,7 @@ class AutoPlanner:
         cost: seconds of a call by its rows; cost[r] for r = 1 .. at least (k+1)², cost[0] unused.
         bare: the same of calls without masks, for r = 1 .. k + 1; `cost` where not given.
         trained: whether somebody trained the masks: what is expected of them to begin with.
+        timed: whether the cost was measured, and is corrected by what calls take.
     """
 
     def __init__(
@@ -115,6 +124,7 @@ class AutoPlanner:
         cost: npt.NDArray[np.float64],
         bare: npt.NDArray[np.float64] | None = None,
         trained: bool = True,
+        timed: bool = False,
     ) -> None:
         self.k, self.cost = k, cost
         self.bare = cost if bare is None else bare
@@ -126,28 +136,30 @@ class AutoPlanner:
         self.seconds = {repeats: TRUSTED * float(self.bare[1]) for repeats in (False, True)}
         self.row = float(self.bare[k + 1] - self.bare[1]) / k  # what judging a draft adds to a call
         self.pause, self.idle = FIRST_PAUSE, 0
+        self.timed, self.drift = timed, Drift()
         self._judged: tuple[Sequence[float], bool] = ((), False)
-        self._spent = 0.0
+        # Rows of the call planned and of the one learned from, and whether they have masks; the first call
+        # of a run is not planned.
+        self._rows: tuple[int, bool] | None = None
+        self._ran: tuple[int, bool] | None = None
         self._plain = Layout.steady((0,))
-        d = np.arange(k + 1)
-        self._after = 1 + d[:, None] + np.arange(k * (k + 1) + 1)[None, :]
-        self._reachable = d[None, :] <= d[:, None]
+        self._cost, self._bare = self.cost.tolist(), self.bare.tolist()
 
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
         if self.idle and self.idle < self.pause and not guesses and not copies:
             self.idle += 1  # masks are not worth it, as was found a few calls ago
-            self._judged, self._spent, self._repeats = ((), False), float(self.bare[1]), False
+            self._judged, self._rows, self._repeats = ((), False), (1, False), False
             return Plan(0, self._plain)
         survival, of_copies = self.learned.survival(guesses, False), self.learned.survival(copies, True)
-        copied = float(of_copies.sum()) > float(survival.sum())
+        copied = sum(of_copies) > sum(survival)
         if guesses:
             self.learned.value(survival, of_copies, copied, self._repeats)
         if copied:
             survival = of_copies
-        self._repeats = float(of_copies[1:].sum()) > REPEATS
+        self._repeats = sum(of_copies[1:]) > REPEATS
         price = self.seconds[self._repeats] / self.tokens[self._repeats]
         masks = self._best(survival, price)
-        if any(masks) and not self._repeats and price > self.bare[1]:
+        if any(masks) and not self._repeats and price > self._seconds(1, False):
             # Whatever they promise: tokens have come dearer here than plain calls would have brought them.
             masks = self._best(survival, price, masks=False)
         if any(masks):
@@ -158,11 +170,11 @@ class AutoPlanner:
             self.idle += 1
             if self.idle > self.pause:
                 self.idle, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
-                self.tokens[False], self.seconds[False] = AGAIN * 1.3, AGAIN * float(self.bare[1])
+                self.tokens[False], self.seconds[False] = AGAIN * 1.3, AGAIN * self._seconds(1, False)
                 masks = (*masks[:-1], min(PROBE_MASKS, self.k))
         layout = Layout.steady(masks).within(left)
         self._judged = copies if copied else guesses, copied
-        self._spent = float((self.cost if layout.n_masks else self.bare)[layout.rows])
+        self._rows = layout.rows, layout.n_masks > 0
         return Plan(layout.n_drafts, layout, copied)
 
     def learn(self, stood: Sequence[bool], emitted: int) -> None:
@@ -172,30 +184,81 @@ class AutoPlanner:
             self.idle = self.pause = FIRST_PAUSE
         here = self._repeats
         self.tokens[here] = self.tokens[here] * MEMORY + emitted
-        self.seconds[here] = self.seconds[here] * MEMORY + self._spent
+        spent = self._seconds(*self._rows) if self._rows else 0.0
+        self.seconds[here] = self.seconds[here] * MEMORY + spent
+        self._ran = self._rows
 
-    def _best(self, survival: npt.NDArray[np.float64], token: float, masks: bool = True) -> tuple[int, ...]:
+    def took(self, seconds: float) -> None:
+        if self.timed and self._ran is not None:
+            rows, masked = self._ran
+            self.drift.see(masked, seconds, (self._cost if masked else self._bare)[rows])
+
+    def _seconds(self, rows: int, masked: bool) -> float:
+        """What a call of so many rows is expected to take now."""
+        seconds: float = (self._cost if masked else self._bare)[rows]
+        return seconds * self.drift.of(masked)
+
+    def _best(self, survival: Sequence[float], token: float, masks: bool = True) -> tuple[int, ...]:
         """Masks by group, one group more than drafts, from the chances that the first 0, 1, … stand.
 
-        masks: whether any may be fed.
+        Lists, since a call waits for this: numpy's calls take longer than so few numbers.
+
+        Args:
+            masks: whether any may be fed.
         """
-        k, m = self.k, len(survival) - 1
-        stop = np.where(self._reachable[: m + 1, : m + 1], survival, 0.0)  # [d, g]: all drafts up to g stand
-        stop[:, :-1] -= np.where(self._reachable[: m + 1, 1 : m + 1], survival[1:], 0.0)
-        # Worth of slot j of a group: of what it may win, less the row that judges it.
-        slots = np.maximum(self.learned.worth[self._repeats].value * token - self.row, 0.0)
-        gains = (stop[:, :, None] * slots).reshape(m + 1, -1)  # falls along the slots of each group
-        order = np.argsort(-gains, axis=1, kind="stable")
-        total = np.zeros((m + 1, gains.shape[1] + 1))
-        np.cumsum(np.take_along_axis(gains, order, 1), axis=1, out=total[:, 1:])
-        total -= self.cost[self._after[: m + 1, : total.shape[1]]]
-        total[:, 0] = -self.bare[1 : m + 2]  # no mask at all
-        total += (survival.cumsum() * token)[:, None]
-        if not masks:
-            total = total[:, :1]
-        drafts, n_masks = divmod(int(total.argmax()), total.shape[1])
-        groups = np.bincount(order[drafts, :n_masks] // k, minlength=m + 1)
-        return tuple(groups[: drafts + 1].tolist())
+        # Worth of slot j of a group: of what it may win, less the row that judges it. Falls along the slots.
+        worth = self.learned.worth[self._repeats].value.tolist() if masks else ()
+        slots = [won for value in worth if (won := value * token - self.row) > 0]
+        masked, bare = self.drift.of(True), self.drift.of(False)
+        best, drafts, fed = -inf, 0, []
+        behind: list[tuple[float, int]] = []  # gains, negative, and groups, of all stops before draft d
+        reached = 0.0
+        for d, stands in enumerate(survival):
+            reached += stands * token
+            gains = sorted(behind + [(-stands * slot, d) for slot in slots])
+            total = reached - self._bare[1 + d] * bare
+            if total > best:
+                best, drafts, fed = total, d, []
+            total = reached
+            for n, (loss, _) in enumerate(gains, 2 + d):
+                total -= loss
+                if total - self._cost[n] * masked > best:
+                    best, drafts, fed = total - self._cost[n] * masked, d, gains[: n - d - 1]
+            if d + 1 < len(survival):
+                behind += [(-(stands - survival[d + 1]) * slot, d) for slot in slots]
+        groups = [0] * (drafts + 1)
+        for _, group in fed:
+            groups[group] += 1
+        return tuple(groups)
+
+
+class Drift:
+    """By how much calls take longer, or shorter, than they were measured to, with masks and without.
+
+    Of a kind that was not seen lately the last word holds: if it is out of date and too good, plans try that
+    kind, and see.
+    """
+
+    _KEPT, _JUMP = 0.9, 1.5
+
+    def __init__(self) -> None:
+        self._mean = {True: 1.0, False: 1.0}
+        self._weight = {True: 1.0, False: 1.0}
+
+    def of(self, masked: bool) -> float:
+        """The factor of calls of this kind."""
+        return self._mean[masked]
+
+    def see(self, masked: bool, seconds: float, measured: float) -> None:
+        """A call of this kind took so long; one that was interrupted counts for little."""
+        if measured <= 0:  # calls too fast for the clock
+            return
+        for kind in (True, False):
+            self._weight[kind] *= self._KEPT
+        mean = self._mean[masked]
+        self._weight[masked] += 1
+        factor = min(max(seconds / measured, mean / self._JUMP), mean * self._JUMP)
+        self._mean[masked] = mean + (factor - mean) / max(self._weight[masked], 2.0)
 
 
 class Experience:
@@ -219,18 +282,18 @@ class Experience:
         self.chances = Average(guess, weight=3.0)
         self.worth = {False: Average(guess, 3.0), True: Average(BESIDE_COPIES * guess, 3.0)}
 
-    def survival(self, confidences: Sequence[float], copied: bool) -> npt.NDArray[np.float64]:
+    def survival(self, confidences: Sequence[float], copied: bool) -> list[float]:
         """Chance that the first 0, 1, … drafts all stand."""
         reliability = self.reliability[copied]
         chances = [1.0]
         for slot, confidence in enumerate(confidences[: self.k]):
             chances.append(chances[-1] * reliability.chance(slot, confidence))
-        return np.array(chances)
+        return chances
 
     def value(
         self,
-        guessed: npt.NDArray[np.float64],
-        of_copies: npt.NDArray[np.float64],
+        guessed: Sequence[float],
+        of_copies: Sequence[float],
         copied: bool,
         repeats: bool,
     ) -> None:

@@ -58,23 +58,23 @@ class SamplerHead(nn.Module):
         moved: Tensor = hidden + self.outer(nn.functional.silu(self.inner(told)))
         return moved
 
-    def steps(self, hidden: Tensor) -> Callable[[int, Tensor], Tensor]:
-        """`forward` for one row after the other; what no token changes is computed for all at once.
+    def steps(self, hidden: Tensor) -> Callable[[slice | Tensor, Tensor], Tensor]:
+        """`forward` for some rows after others; what no token changes is computed for all at once.
 
         Args:
-            hidden: of one group's masks. [n, hidden]
+            hidden: of masks. [n, hidden]
 
         Returns:
-            A function of a row's number and of the embedding in front of its guess, [1, hidden], that
-            gives what the head is to read, [1, hidden].
+            A function of the rows wanted and of the embeddings in front of their guesses, [rows, hidden],
+            that gives what the head is to read, [rows, hidden].
         """
         n = hidden.shape[-1]
         of_masks = nn.functional.linear(_level(hidden), self.inner.weight[:, :n], self.inner.bias)
         of_token, back = self.inner.weight[:, n:].t(), self.outer.weight.t()
 
-        def step(row: int, before: Tensor) -> Tensor:
-            inner = torch.addmm(of_masks[row : row + 1], _level(before), of_token)
-            return torch.addmm(hidden[row : row + 1], nn.functional.silu(inner), back)
+        def step(rows: slice | Tensor, before: Tensor) -> Tensor:
+            inner = torch.addmm(of_masks[rows], _level(before), of_token)
+            return torch.addmm(hidden[rows], nn.functional.silu(inner), back)
 
         return step
 

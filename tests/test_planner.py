@@ -10,7 +10,7 @@ import pytest
 from space_core.cost import curve, layout_of
 from space_core.layout import Layout
 from space_core.lookup import CONFIDENCE, Lookup
-from space_core.planner import AutoPlanner, GridPlanner, Reliability
+from space_core.planner import AutoPlanner, Drift, GridPlanner, Reliability
 
 FREE = curve({1: 1.0, 81: 1.0}, 81)
 GPU = curve({1: 1.0, 36: 1.05, 81: 1.1}, 81)
@@ -19,10 +19,13 @@ STEEP = curve({1: 1.0, 81: 21.0}, 81)
 
 
 class World:
-    """A text whose drafts stand by chance, and a device that costs what its curve says."""
+    """A text whose drafts stand by chance, and a device that costs what its curve says.
 
-    def __init__(self, planner, cost, k, seed, boast=1.0):
-        self.planner, self.cost, self.k, self.boast = planner, cost, k, boast
+    masked: by how much calls with masks take longer than that.
+    """
+
+    def __init__(self, planner, cost, k, seed, boast=1.0, masked=1.0):
+        self.planner, self.cost, self.k, self.boast, self.masked = planner, cost, k, boast, masked
         self.random = random.Random(seed)
         self.seconds, self.tokens, self.plans = 0.0, 1, []
         self.chances = self.fresh(k, 0.6)
@@ -46,7 +49,9 @@ class World:
             elif accepted < len(right):
                 known.append(right[accepted])
             self.planner.learn(known, accepted + 1)
-            self.seconds += self.cost[plan.layout.rows]
+            seconds = self.cost[plan.layout.rows] * (self.masked if plan.layout.n_masks else 1.0)
+            self.planner.took(seconds)
+            self.seconds += seconds
             self.tokens += accepted + 1
             self.chances = self.fresh(len(plan.layout.drafting_rows(accepted)), quality)
         return self
@@ -99,6 +104,44 @@ def test_unsure_drafts_are_not_judged_and_get_no_group():
     sure, unsure = planner.next(999, [0.97] * 5), planner.next(999, [0.97, 0.03, 0.03, 0.03, 0.03])
     assert sure.drafts == 5 and unsure.drafts == 1
     assert sure.layout.masks[0] < sure.layout.masks[-1]  # masks stand where the run will stop
+
+
+@pytest.mark.parametrize("masked", [0.5, 2.0])
+def test_what_calls_take_corrects_what_they_were_measured_to_take(masked):
+    """Masks dearer or cheaper than measured: as good as a planner that had known, and better than one deaf."""
+
+    def paces(**options):
+        worlds = []
+        for seed in range(12):
+            planner = AutoPlanner(5, options.get("known", CPU), CPU, timed=options.get("timed", False))
+            worlds.append(World(planner, CPU, 5, seed, masked=masked).run(256, 0.5))
+        return sum(w.seconds for w in worlds) / sum(w.tokens for w in worlds)
+
+    corrected, deaf, knowing = paces(timed=True), paces(), paces(known=CPU * masked)
+    assert corrected < deaf
+    assert corrected <= 1.04 * knowing
+
+
+def test_a_device_that_is_slower_altogether_is_planned_for_as_ever():
+    def pace(planner_of):
+        worlds = [World(planner_of(), 1.6 * CPU, 5, seed).run(256, 0.7) for seed in range(12)]
+        return sum(w.seconds for w in worlds) / sum(w.tokens for w in worlds)
+
+    assert pace(lambda: AutoPlanner(5, CPU, CPU, timed=True)) <= 1.04 * pace(
+        lambda: AutoPlanner(5, 1.6 * CPU)
+    )
+
+
+def test_an_interrupted_call_hardly_counts():
+    drift = Drift()
+    for _ in range(20):
+        drift.see(True, 1.4, 1.0)
+    assert drift.of(True) == pytest.approx(1.4, abs=0.02) and drift.of(False) == 1.0
+    drift.see(True, 50.0, 1.0)
+    assert drift.of(True) < 1.5
+    drift.see(False, 1.0, 0.0)  # a clock too coarse
+    drift.see(False, 1.2, 1.0)
+    assert 1.0 < drift.of(False) < 1.2
 
 
 def test_reliability_learns_that_boasts_are_empty():

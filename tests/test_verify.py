@@ -356,6 +356,9 @@ class Wild:
     def learn(self, stood, emitted):
         pass
 
+    def took(self, seconds):
+        pass
+
 
 def wild_against_law(draws, verification, monkeypatch):
     """(chi-square, its limit) of four tokens under wild plans and copies that are often wrong."""

@@ -1,0 +1,114 @@
+"""New drafts for several sequences: one product of the model's head for all of them.
+
+Every sequence guesses what it would guess alone (`decoders._Run.draft`), with its own random numbers. Where a
+sampler head tells each guess the token in front of it, guesses come one after the other, but the first
+ones of all sequences together, then the second ones: a step reads the head's weights once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, count
+
+import torch
+from torch import Tensor
+
+from space_core.decoders import HOPELESS, Guessed, _Run, hopeful, surest
+from space_core.layout import Layout
+from space_core.model import Judged
+from space_core.verify import Verdict, draw, likeliest
+
+
+@torch.inference_mode()
+def draft(
+    runs: Sequence[_Run], judged: Sequence[Judged], verdicts: Sequence[Verdict], layouts: Sequence[Layout]
+) -> list[Guessed | None]:
+    """Guesses from the mask rows of the groups that the verdicts chose.
+
+    Returns:
+        For each run, in their order; None where the call had no masks for it.
+    """
+    found: list[Guessed | None] = [None] * len(runs)
+    places, masks = [], []
+    for place, (call, verdict, layout) in enumerate(zip(judged, verdicts, layouts, strict=True)):
+        if layout.n_masks:
+            rows = call.masks(verdict.accepted)
+            if rows.device.type == "cpu":  # where looking costs nothing, no step is taken in vain
+                rows = rows[: len(layout.drafting_rows(int(verdict.accepted)))]
+            places.append(place)
+            masks.append(rows)
+    if places:
+        owns = torch.stack([verdicts[place].own for place in places])
+        chosen = [runs[place] for place in places]
+        guess = _in_turn if judged[0].told else _at_once
+        for place, guessed in zip(places, guess(chosen, masks, owns), strict=True):
+            found[place] = guessed
+    return found
+
+
+def _at_once(runs: Sequence[_Run], masks: Sequence[Tensor], owns: Tensor) -> list[Guessed]:
+    """Guesses that know nothing of each other. masks: of each run, [n, hidden]; owns: int64 [runs]"""
+    first, sizes = runs[0], [len(rows) for rows in masks]
+    logits = first.model.logits(torch.cat(list(masks)))
+    if first.settings.greedy:
+        parts = zip(likeliest(logits).split(sizes), surest(logits).split(sizes), strict=True)
+        return [Guessed(tokens, sure, sure, None) for tokens, sure in parts]
+    law = first.distribution(logits)
+    tokens = draw(law, torch.cat([run.uniforms(size, law) for run, size in zip(runs, sizes, strict=True)]))
+    probs, sure = law.gather(-1, tokens[:, None])[:, 0], law.amax(-1)
+    columns = (tokens.split(sizes), probs.split(sizes), sure.split(sizes), law.split(sizes))
+    return [Guessed(*parts) for parts in zip(*columns, strict=True)]
+
+
+def _in_turn(runs: Sequence[_Run], masks: Sequence[Tensor], owns: Tensor) -> list[Guessed]:
+    """Guesses that are told the token in front of them. Arguments as above."""
+    first, model = runs[0], runs[0].model
+    sampler, greedy = model.masks.sampler, first.settings.greedy
+    assert sampler is not None
+    flat, sizes = torch.cat(list(masks)), [len(rows) for rows in masks]
+    starts = [0, *accumulate(sizes)]
+    if not greedy:
+        # As of a single run: how sure a draft is, and how many there are, may depend on no drawn token.
+        untold = first.distribution(model.logits(flat)).amax(-1).split(sizes)
+        if first.thrifty:
+            sizes = [hopeful(part) for part in untold]
+    step = sampler.steps(flat)
+    chances = [1.0] * len(runs)
+    told: list[list[tuple[Tensor, Tensor]]] = [
+        [] for _ in runs
+    ]  # tokens, and how sure or their law, by steps
+    alive = [run for run, size in enumerate(sizes) if size]
+    before = owns[alive]
+    for slot in count():
+        if not alive:
+            break
+        rows = torch.tensor([starts[run] + slot for run in alive], device=flat.device)
+        logits = model.logits(step(rows, model.embed(before)))
+        if greedy:
+            tokens, of_each = likeliest(logits), surest(logits)
+            if first.thrifty:
+                for run, sure in zip(alive, of_each.tolist(), strict=True):
+                    chances[run] *= sure
+        else:
+            of_each = first.distribution(logits)
+            tokens = draw(of_each, torch.cat([runs[run].uniforms(1, of_each) for run in alive]))
+        for run, *parts in zip(alive, tokens.split(1), of_each.split(1), strict=True):
+            told[run].append((parts[0], parts[1]))
+        going = [at for at, run in enumerate(alive) if slot + 1 < sizes[run] and chances[run] >= HOPELESS]
+        before, alive = tokens[going], [alive[at] for at in going]
+    return [_guessed(parts, None if greedy else untold[run], flat, greedy) for run, parts in enumerate(told)]
+
+
+def _guessed(
+    parts: Sequence[tuple[Tensor, Tensor]], untold: Tensor | None, masks: Tensor, greedy: bool
+) -> Guessed:
+    """One run's guesses, from its steps."""
+    if not parts:
+        return Guessed(
+            torch.empty(0, dtype=torch.long, device=masks.device), masks[:0, 0], masks[:0, 0], None
+        )
+    tokens, of_each = (torch.cat(column) for column in zip(*parts, strict=True))
+    if greedy or untold is None:
+        return Guessed(tokens, of_each, of_each, None)
+    sure = torch.cat([of_each[0].amax()[None], untold[1 : len(tokens)]])
+    return Guessed(tokens, of_each.gather(-1, tokens[:, None])[:, 0], sure, of_each)
