@@ -73,6 +73,12 @@ FAULTS = (
     Fault("one cell of the cache is not seen", MODEL, "rule.new_zeros(layout.rows, room), rule]", "rule.new_zeros(layout.rows, room).index_fill(1, torch.tensor([max(room - 1, 0)] if room else [], dtype=torch.long), torch.finfo(self.dtype).min), rule]", LOSSLESS),
     Fault("masks in the wrong slot", LAYOUT, "_coordinates(self)[1][self.n_real :] - 1", "_coordinates(self)[1][self.n_real :].clamp(max=1) - 1", "test_layout.py"),
     Fault("drafts come from another group", MODEL, "index_select(0, accepted[None])", "index_select(0, accepted[None] * 0)", "test_lossless.py", check=False),
+    # several sequences together
+    Fault("a sequence throws another's dice", "space_core/batch_drafts.py", "runs[run].uniforms(1, of_each) for run in alive", "runs[0].uniforms(1, of_each) for run in alive", "test_batches.py", check=False),
+    Fault("a guess is told another sequence's token", "space_core/batch_drafts.py", "before, alive = tokens[going], ", "before, alive = tokens[: len(going)], ", "test_batches.py", check=False),
+    # planning and teaching
+    Fault("what calls take is not heard", "space_core/planner.py", "if self.timed and self._ran is not None:", "if False and self._ran is not None:", "test_planner.py", check=False),
+    Fault("masks learn what stands behind a text's end", "finetune/masks.py", "masked_fill(ahead >= ends, -100)", "masked_fill(ahead > length, -100)", "test_finetune.py::test_beside_the_base_too_nothing_behind_the_end_of_a_text_is_a_target", check=False),
     # the cache
     Fault("a crop forgets one row too few", CACHE, "layer.length = length\n", "layer.length = min(length + 1, layer.length)\n", LOSSLESS),
     Fault("a crop forgets one row too many", CACHE, "layer.length = length\n", "layer.length = max(length - 1, 0)\n", LOSSLESS),

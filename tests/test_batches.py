@@ -8,16 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_sampler import told_model
 from tiny import ARCHITECTURES, VOCABULARY, oracle, tiny_lm, trained_like_masks
 
 import space_core
 from space_core import Settings
 from space_core.adapter import GatedAdapter
+from space_core.batch_drafts import draft
 from space_core.batch_planner import Ask, AutoBatch, GridBatch
 from space_core.batches import Calls, decode, plain_batch, planner, runs
 from space_core.cache import BlockCache, RaggedCache
 from space_core.cost import Costs
-from space_core.decoders import _Run
+from space_core.decoders import Drafts, _Run
 from space_core.errors import PromptError
 from space_core.layout import Layout
 from space_core.model import SpaceModel
@@ -371,3 +373,37 @@ def test_a_run_is_what_is_decoded(llama):
     members[0].left = 4
     found = outputs(decode(members, GridBatch(2)), 2)
     assert [len(output) for output in found] == [4, 9]
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("plan", ["auto", "grid"])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_guesses_made_together_are_those_of_each_alone(told, plan, temperature):
+    """The same tokens from the same laws by the same dice, whatever the others guess."""
+    model = told_model() if told else adapted()
+    settings = Settings(k=3, max_new_tokens=30, temperature=temperature, plan=plan)
+    members = runs(model, PROMPTS, settings)
+    calls = Calls(model, len(PROMPTS))
+    calls.read(PROMPTS)
+    layouts = [Layout.steady((masks,)) for masks in (1, 3, 0, 2)]
+    answers = calls.run(layouts, [prompt[-1:] for prompt in PROMPTS])
+    verdicts = [run.verify(judged.real, Drafts()) for run, judged in zip(members, answers, strict=True)]
+    dice = [run.random.get_state() for run in members]
+    together = draft(members, answers, verdicts, layouts)
+    assert [guessed is None for guessed in together] == [False, False, True, False]
+    lengths = set()
+    for run, judged, verdict, layout, state, ours in zip(
+        members, answers, verdicts, layouts, dice, together, strict=True
+    ):
+        if ours is None:
+            continue
+        after = run.random.get_state()
+        run.random.set_state(state)
+        alone = run.draft(judged, verdict, layout)
+        assert torch.equal(run.random.get_state(), after)
+        assert torch.equal(ours.tokens, alone.tokens)
+        for one, other in ((ours.probs, alone.probs), (ours.sure, alone.sure), (ours.q, alone.q)):
+            assert (one is None) == (other is None)
+            assert one is None or torch.allclose(one, other, atol=1e-12)
+        lengths.add(len(ours.tokens))
+    assert max(lengths) > 1 or (told and plan == "auto")  # where hopeless guesses end a chain

@@ -18,6 +18,26 @@ from cycle import cycle_model
 from playwright.sync_api import Page, expect
 from served import BUDGET, CHROMIUM, FLAGS, HOSTILE, ROOT, TIMEOUT, Server, answers, free_port, set_number
 
+PACED = """
+import sys, time
+from contextlib import closing
+import app
+from space_core import contest
+
+race = contest.race
+
+def paced(lanes):
+    with closing(race(lanes)) as steps:
+        for n, step in enumerate(steps):
+            yield step
+            if n > 150:
+                time.sleep(0.008)
+
+contest.race = paced
+app.main(sys.argv[1:])
+"""
+"""The page, but that a long race lasts, however fast the machine: a test wants to look in the midst of it."""
+
 
 @pytest.fixture(scope="session")
 def browser_type_launch_args(browser_type_launch_args: dict) -> dict:
@@ -51,8 +71,8 @@ def one_thread() -> Iterator[None]:
 def server(
     browser_type_launch_args: dict, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """`python app.py` as a user starts it, on a free port."""
-    command = ["app.py", "--model", str(tiny_model), "--device", "cpu"]
+    """The page as a user starts it, on a free port; long races are slowed."""
+    command = ["-c", PACED, "--model", str(tiny_model), "--device", "cpu"]
     yield from serve(command, tmp_path_factory.mktemp("server") / "log.txt")
 
 

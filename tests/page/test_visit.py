@@ -224,7 +224,7 @@ SCROLL_UP = """() => {
 def test_a_lane_that_is_scrolled_up_stays_there(app: Page) -> None:
     choose_grid(app)
     set_number(app, "k", 8)
-    set_number(app, "budget", 192)
+    set_number(app, "budget", 384)
     app.evaluate(SCROLL_UP)
     app.click("#race")
     app.wait_for_function(
@@ -232,6 +232,6 @@ def test_a_lane_that_is_scrolled_up_stays_there(app: Page) -> None:
     )
     top, tokens = app.evaluate("window.seen")
     assert top > 0, "it followed the text until then"
-    assert tokens < 180
+    assert tokens < 360
     assert app.locator("#text-space").evaluate("b => b.scrollTop") == 0
     assert app.locator("#text-vanilla").evaluate("b => b.scrollHeight - b.scrollTop - b.clientHeight < 24")
