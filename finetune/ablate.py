@@ -362,7 +362,8 @@ def _ground(plan: Ablation, start: Start, run: Path, cache: Path, out: Path) -> 
         turn = index % len(lengths)
         return Own.of(1, sources[turn].batch(index, rows, lengths[turn] - 1, random.initial_seed() // SEED))
 
-    whole = own_texts([own.whole() for own in texts], rows)  # as `Paper` and `Dense` need them
+    ends = frozenset({int(start.lm.config.eos_token_id)})
+    whole = own_texts([own.whole(ends) for own in texts], rows)  # as `Paper` and `Dense` need them
     return Ground(start.lm, start.tokenizer, start.name, windows, whole, prompts.watched, plain)
 
 

@@ -56,6 +56,8 @@ def build(
     options = {f"{part}.{k}": v for part in ("pretrain", "masks") for k, v in asdict(recipe)[part].items()}
     trackers = Trackers(track, run, {"recipe": recipe.name, **options})
     corpus, meta, tokenizer = base_tokens(recipe, run, cache)
+    if recipe.pretrain.functions and not read_meta(run / FUNCTIONS):
+        pack(corpus.documents(), tokenizer, run / FUNCTIONS, functions=True)
     prompts = base_prompts(recipe, run, corpus, tokenizer)
     watched, own = prompts.watched, None
     if recipe.base.start and recipe.pretrain.own_batch:
@@ -133,8 +135,6 @@ def base_tokens(recipe: Recipe, run: Path, cache: Path) -> tuple[_Corpus, dict[s
     corpus = _Corpus(recipe, cache)
     tokenizer = _tokenizer(recipe, run, corpus)
     meta = read_meta(run / "tokens") or pack(corpus.documents(), tokenizer, run / "tokens")
-    if recipe.pretrain.functions and not read_meta(run / FUNCTIONS):
-        pack(corpus.documents(), tokenizer, run / FUNCTIONS, functions=True)
     return corpus, meta, tokenizer
 
 

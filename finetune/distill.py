@@ -43,9 +43,10 @@ class Own(NamedTuple):
         """All of them whole."""
         return cls(prompt, sequences, torch.full((len(sequences),), sequences.shape[1]))
 
-    def whole(self) -> Own:
-        """Only the sequences that count from end to end."""
-        chosen = self.ends == self.sequences.shape[1]
+    def whole(self, eos_ids: frozenset[int]) -> Own:
+        """Only the sequences that run to their last place, or to an end of text, and not in circles."""
+        last = self.sequences.gather(1, self.ends[:, None] - 1)[:, 0]
+        chosen = (self.ends == self.sequences.shape[1]) | torch.isin(last, torch.tensor(sorted(eos_ids)))
         return Own.of(self.prompt, self.sequences[chosen])
 
 

@@ -182,7 +182,8 @@ def drawn_anchors(
         ends: of the texts. int64 [batch]
         first, last: the rows to draw from, without `last`.
     """
-    going = (ends[:, None] > torch.arange(first + 1, last + 1)).float().mean(0).clamp_min(0.01)
+    # The first mask behind row a guesses the token a + 2.
+    going = (ends[:, None] > torch.arange(first + 2, last + 2)).float().mean(0).clamp_min(0.01)
     chosen = torch.multinomial(going, min(groups, len(going)), generator=random)
     return tuple((chosen.sort().values + first).tolist())
 
@@ -218,13 +219,21 @@ def train_masks(
         assert isinstance(method, Gated)
         method.trained.begin(start)
 
-    draw = own_texts(texts if gated else [own.whole() for own in texts], plan.batch)
+    if not gated:
+        texts = [own.whole(frozenset({int(model_lm.config.eos_token_id)})) for own in texts]
+    draw = own_texts(texts, plan.batch)
     return train(method, draw, tokenizer, prompts, plan, out, seed, tell=tell)
 
 
 def own_texts(texts: list[Own], rows: int) -> Draw:
-    """Draws batches of so many rows from the texts of `distill`, lengths as often as they have texts."""
+    """Draws batches of so many rows from the texts of `distill`, lengths as often as they have texts.
+
+    Raises:
+        TrainingError: where there are none.
+    """
     sizes = torch.tensor([len(own.sequences) for own in texts], dtype=torch.float)
+    if not sizes.sum():
+        raise TrainingError("all of the model's own texts run in circles: there is nothing to learn from")
 
     def draw(index: int, random: torch.Generator) -> Own:
         own = texts[int(torch.multinomial(sizes, 1, generator=random))]

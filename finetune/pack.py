@@ -74,6 +74,8 @@ def pack(
     train, heldout = split(documents)
     if functions:
         train, heldout = _by_functions(train), _by_functions(heldout)
+        taught = {document.text for document in train}
+        heldout = [document for document in heldout if document.text not in taught]
     meta = {
         "format": FORMAT,
         "fingerprint": fingerprint,
@@ -93,11 +95,10 @@ def pack(
 
 def _by_functions(documents: Sequence[Document]) -> list[Document]:
     """Each function that stands alone, as a document; of copies the first."""
-    unique = {
-        whole: Document(document.name, whole, document.licence, document.source)
-        for document in documents
-        for _, whole in lone_functions(document.text)
-    }
+    unique: dict[str, Document] = {}
+    for document in documents:
+        for _, whole in lone_functions(document.text):
+            unique.setdefault(whole, Document(document.name, whole, document.licence, document.source))
     return list(unique.values())
 
 
@@ -292,7 +293,8 @@ def lone_prompts(
 def lone_functions(text: str) -> Iterator[tuple[str, str]]:
     """Functions that can stand alone, as people ask for them: moved to the left edge, `typing` imported.
 
-    Methods cannot; long ones are left out, as are those without a docstring that are not short.
+    Methods cannot; functions within functions may use names of theirs, as others use their module's. Long
+    ones are left out, as are those without a docstring that are not short.
 
     Yields:
         Signature and docstring, or nothing where there is no docstring; and the whole function.
@@ -308,6 +310,8 @@ def lone_functions(text: str) -> Iterator[tuple[str, str]]:
             continue
         whole = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])) + "\n"
         if len(whole) > (_LONE_CHARS if documented else _BARE_CHARS):
+            continue
+        if not whole.startswith(("def ", "async def ")):  # a string within it stands farther to the left
             continue
         names = {
             n.id

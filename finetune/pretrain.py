@@ -1,7 +1,8 @@
 """Pretraining of the base model: a small Llama on the packed tokens.
 
-Knows tokens, a recipe and a folder; nothing of masks. A run can be killed at any moment and goes
-on bit for bit (on a CPU): a batch is a function of the step, and the state is saved atomically.
+Knows tokens, a recipe and a folder; masks that learn beside the base are `masks.py`'s. A run can be
+killed at any moment and goes on bit for bit (on a CPU): a batch is a function of the step, and the
+state is saved atomically.
 With the warm-up–stable–decay schedule a finished run can also be *prolonged*: raise `steps` in the
 recipe, and training goes on from the last state before the decay.
 """

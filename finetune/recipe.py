@@ -43,7 +43,7 @@ class Pretrain:
 
     With `mask_groups` the base learns beside its masks, `mask_weight` being the share of their loss: so
     many dense groups stand behind each window, shaped as the recipe's masks are; `own_batch` more windows
-    are the base's own texts, from which only the masks learn. `functions` is the share of a batch that are
+    are the base's own texts, which have the masks' loss alone. `functions` is the share of a batch that are
     functions standing alone, and what follows them, instead of windows of files.
     """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def draft(
     for place, (call, verdict, layout) in enumerate(zip(judged, verdicts, layouts, strict=True)):
         if layout.n_masks:
             rows = call.masks(verdict.accepted)
-            if rows.device.type == "cpu":  # where looking costs nothing, no step is taken in vain
+            if call.told and rows.device.type == "cpu":  # where looking costs nothing, no step is in vain
                 rows = rows[: len(layout.drafting_rows(int(verdict.accepted)))]
             places.append(place)
             masks.append(rows)
@@ -54,7 +55,8 @@ def _at_once(runs: Sequence[_Run], masks: Sequence[Tensor], owns: Tensor) -> lis
         parts = zip(likeliest(logits).split(sizes), surest(logits).split(sizes), strict=True)
         return [Guessed(tokens, sure, sure, None) for tokens, sure in parts]
     law = first.distribution(logits)
-    tokens = draw(law, torch.cat([run.uniforms(size, law) for run, size in zip(runs, sizes, strict=True)]))
+    dice = torch.cat([run.dice(size) for run, size in zip(runs, sizes, strict=True)])
+    tokens = draw(law, dice.to(law))
     probs, sure = law.gather(-1, tokens[:, None])[:, 0], law.amax(-1)
     columns = (tokens.split(sizes), probs.split(sizes), sure.split(sizes), law.split(sizes))
     return [Guessed(*parts) for parts in zip(*columns, strict=True)]
@@ -72,30 +74,30 @@ def _in_turn(runs: Sequence[_Run], masks: Sequence[Tensor], owns: Tensor) -> lis
         untold = first.distribution(model.logits(flat)).amax(-1).split(sizes)
         if first.thrifty:
             sizes = [hopeful(part) for part in untold]
-    step = sampler.steps(flat)
+    # The longest first: those that go on are the first ones of those before, and no device waits.
+    order = sorted((run for run, size in enumerate(sizes) if size), key=lambda run: -sizes[run])
+    step, before = sampler.steps(flat), owns[torch.tensor(order, device=flat.device)]
+    first_rows = torch.tensor([starts[run] for run in order], device=flat.device)
     chances = [1.0] * len(runs)
-    told: list[list[tuple[Tensor, Tensor]]] = [
-        [] for _ in runs
-    ]  # tokens, and how sure or their law, by steps
-    alive = [run for run, size in enumerate(sizes) if size]
-    before = owns[alive]
+    told: list[list[tuple[Tensor, Tensor]]] = [[] for _ in runs]  # by steps: a token; how sure, or its law
     for slot in count():
-        if not alive:
+        if not order:
             break
-        rows = torch.tensor([starts[run] + slot for run in alive], device=flat.device)
-        logits = model.logits(step(rows, model.embed(before)))
+        logits = model.logits(step(first_rows + slot, model.embed(before)))
         if greedy:
             tokens, of_each = likeliest(logits), surest(logits)
             if first.thrifty:
-                for run, sure in zip(alive, of_each.tolist(), strict=True):
+                for run, sure in zip(order, of_each.tolist(), strict=True):
                     chances[run] *= sure
         else:
             of_each = first.distribution(logits)
-            tokens = draw(of_each, torch.cat([runs[run].uniforms(1, of_each) for run in alive]))
-        for run, *parts in zip(alive, tokens.split(1), of_each.split(1), strict=True):
+            tokens = draw(of_each, torch.cat([runs[run].dice(1) for run in order]).to(of_each))
+        for run, *parts in zip(order, tokens.split(1), of_each.split(1), strict=True):
             told[run].append((parts[0], parts[1]))
-        going = [at for at, run in enumerate(alive) if slot + 1 < sizes[run] and chances[run] >= HOPELESS]
-        before, alive = tokens[going], [alive[at] for at in going]
+        going = [at for at, run in enumerate(order) if slot + 1 < sizes[run] and chances[run] >= HOPELESS]
+        # A list as an index would be fetched by the device; it is one only on a CPU, where hope is looked at.
+        kept: Any = slice(len(going)) if going == [*range(len(going))] else going
+        before, first_rows, order = tokens[kept], first_rows[kept], [order[at] for at in going]
     return [_guessed(parts, None if greedy else untold[run], flat, greedy) for run, parts in enumerate(told)]
 
 

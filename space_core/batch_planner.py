@@ -152,7 +152,7 @@ class AutoBatch:
         if n_masks and self.paid > self.plain and not all(repeats):
             # Whatever they promise: tokens have come dearer than plain calls would have brought them.
             drafts, n_masks, order, gains = self._best(survival, repeats, token, masks=False)
-        probing = self._probe(n_masks)
+        probing = self._probe(n_masks, all(repeats))
         plans = []
         for row, ask in enumerate(asks):
             reach = min(drafts, int((survival[row] > 0).sum()) - 1)
@@ -210,7 +210,8 @@ class AutoBatch:
         n, k = len(survival), self.k
         stop = np.where(self._reachable, survival[:, None, :-1], 0.0)  # [n, d, g]
         stop -= np.where(self._below, survival[:, None, 1:], 0.0)
-        row = float(self.bare[n * (k + 1)] - self.bare[n]) / (n * k)  # what judging a draft adds to a call
+        # What judging a draft adds to a call.
+        row = float(self.bare[n * (k + 1)] - self.bare[n]) / (n * k) * self.drift.of(False)
         slots = np.stack([self.learned.worth[again].value for again in repeats]) * token - row  # [n, k]
         gains = (stop[:, :, :, None] * np.maximum(slots, 0.0)[:, None, None, :]).reshape(n, k + 1, -1)
         order = np.argsort(-gains, axis=2, kind="stable")
@@ -225,12 +226,17 @@ class AutoBatch:
         drafts, n_masks = divmod(int(total[: most + 1].argmax()), total.shape[1])
         return drafts, n_masks, order, gains
 
-    def _probe(self, n_masks: int) -> bool:
-        """Whether masks are tried though they seem to be worth nothing, as they have not been for long."""
+    def _probe(self, n_masks: int, repeats: bool) -> bool:
+        """Whether masks are tried though they seem to be worth nothing, as they have not been for long.
+
+        repeats: whether all texts do; where copies do without masks, these were not found wanting.
+        """
         if n_masks:
             self.idle = 0
             if n_masks > PROBE_MASKS:
                 self.pause = FIRST_PAUSE
+            return False
+        if repeats:
             return False
         self.idle += 1
         if self.idle <= self.pause:

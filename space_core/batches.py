@@ -124,7 +124,7 @@ def _seconds(
     prompts = [[1 % model.vocabulary] * length] * sequences
     members = runs(model, prompts, replace(settings, max_new_tokens=MAX_NEW_TOKENS))
     for run in members:
-        run.eos_ids = frozenset()
+        run.eos_ids, run.thrifty = frozenset(), False
     script = _Script(layouts, max(settings.k, *(max(layout.masks) for layout in layouts)))
     for call in islice(decode(members, script), 1, 1 + len(layouts)):
         steps = [step for step in call if step]

@@ -239,7 +239,11 @@ class _Run:
         return probabilities
 
     def uniforms(self, count: int, like: Tensor) -> Tensor:
-        return torch.rand(count, generator=self.random, dtype=torch.float64).to(like)
+        return self.dice(count).to(like)
+
+    def dice(self, count: int) -> Tensor:
+        """Uniform random numbers of this run, on the CPU. float64 [count]"""
+        return torch.rand(count, generator=self.random, dtype=torch.float64)
 
     def verify(self, logits: Tensor, drafts: Drafts) -> Verdict:
         """Judge the drafts by the logits of the real rows. [1 + len(drafts), V]"""
@@ -326,6 +330,8 @@ class _Run:
 
     def copied(self, ids: list[int], sure: float) -> Drafts:
         """Drafts that are certain of one token each: their distribution has no other."""
+        if not ids:
+            return Drafts()
         device, size = self.model.device, self.vocabulary
         tokens = torch.tensor(ids, device=device)
         q = None

@@ -132,8 +132,9 @@ class AutoPlanner:
         self._repeats = False
         # Sums that forget. Apart, since a token saved costs what its neighbours do: where copies are
         # to be had tokens are cheap, and their price would forbid masks where there are none.
+        # What was paid is counted in plain calls, so that it stays a price when all calls become slower.
         self.tokens = {repeats: TRUSTED * 1.3 for repeats in (False, True)}
-        self.seconds = {repeats: TRUSTED * float(self.bare[1]) for repeats in (False, True)}
+        self.paid = {repeats: float(TRUSTED) for repeats in (False, True)}
         self.row = float(self.bare[k + 1] - self.bare[1]) / k  # what judging a draft adds to a call
         self.pause, self.idle = FIRST_PAUSE, 0
         self.timed, self.drift = timed, Drift()
@@ -157,9 +158,10 @@ class AutoPlanner:
         if copied:
             survival = of_copies
         self._repeats = sum(of_copies[1:]) > REPEATS
-        price = self.seconds[self._repeats] / self.tokens[self._repeats]
+        paid, tokens = self.paid[self._repeats], self.tokens[self._repeats]
+        price = self._seconds(1, False) * paid / tokens
         masks = self._best(survival, price)
-        if any(masks) and not self._repeats and price > self._seconds(1, False):
+        if any(masks) and not self._repeats and paid > tokens:
             # Whatever they promise: tokens have come dearer here than plain calls would have brought them.
             masks = self._best(survival, price, masks=False)
         if any(masks):
@@ -170,7 +172,7 @@ class AutoPlanner:
             self.idle += 1
             if self.idle > self.pause:
                 self.idle, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
-                self.tokens[False], self.seconds[False] = AGAIN * 1.3, AGAIN * self._seconds(1, False)
+                self.tokens[False], self.paid[False] = AGAIN * 1.3, float(AGAIN)
                 masks = (*masks[:-1], min(PROBE_MASKS, self.k))
         layout = Layout.steady(masks).within(left)
         self._judged = copies if copied else guesses, copied
@@ -184,8 +186,8 @@ class AutoPlanner:
             self.idle = self.pause = FIRST_PAUSE
         here = self._repeats
         self.tokens[here] = self.tokens[here] * MEMORY + emitted
-        spent = self._seconds(*self._rows) if self._rows else 0.0
-        self.seconds[here] = self.seconds[here] * MEMORY + spent
+        spent = self._seconds(*self._rows) / (self._seconds(1, False) or 1.0) if self._rows else 0.0
+        self.paid[here] = self.paid[here] * MEMORY + spent
         self._ran = self._rows
 
     def took(self, seconds: float) -> None:
@@ -208,8 +210,8 @@ class AutoPlanner:
         """
         # Worth of slot j of a group: of what it may win, less the row that judges it. Falls along the slots.
         worth = self.learned.worth[self._repeats].value.tolist() if masks else ()
-        slots = [won for value in worth if (won := value * token - self.row) > 0]
         masked, bare = self.drift.of(True), self.drift.of(False)
+        slots = [won for value in worth if (won := value * token - self.row * bare) > 0]
         best, drafts, fed = -inf, 0, []
         behind: list[tuple[float, int]] = []  # gains, negative, and groups, of all stops before draft d
         reached = 0.0
@@ -235,11 +237,10 @@ class AutoPlanner:
 class Drift:
     """By how much calls take longer, or shorter, than they were measured to, with masks and without.
 
-    Of a kind that was not seen lately the last word holds: if it is out of date and too good, plans try that
-    kind, and see.
+    Of a kind that was not seen lately nothing worse is believed than of the other: plans try it, and see.
     """
 
-    _KEPT, _JUMP = 0.9, 1.5
+    _KEPT, _JUMP, _LATELY, _LEAST = 0.9, 1.5, 0.15, 3.0
 
     def __init__(self) -> None:
         self._mean = {True: 1.0, False: 1.0}
@@ -247,7 +248,8 @@ class Drift:
 
     def of(self, masked: bool) -> float:
         """The factor of calls of this kind."""
-        return self._mean[masked]
+        own = self._mean[masked]
+        return own if self._weight[masked] >= self._LATELY else min(own, self._mean[not masked])
 
     def see(self, masked: bool, seconds: float, measured: float) -> None:
         """A call of this kind took so long; one that was interrupted counts for little."""
@@ -258,7 +260,7 @@ class Drift:
         mean = self._mean[masked]
         self._weight[masked] += 1
         factor = min(max(seconds / measured, mean / self._JUMP), mean * self._JUMP)
-        self._mean[masked] = mean + (factor - mean) / max(self._weight[masked], 2.0)
+        self._mean[masked] = mean + (factor - mean) / max(self._weight[masked], self._LEAST)
 
 
 class Experience:

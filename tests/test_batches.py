@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -364,6 +365,47 @@ def test_masks_that_were_given_up_are_tried_again():
         tried.append(any(p.layout.n_masks for p in plans))
         dear.learn([[]] * n, n)
     assert 1 <= sum(tried) < 12
+
+
+def crowd(planner, price, n, chance, sure, masked=1.0, calls=200, seed=0):
+    """Seconds a token over plain decoding's, for texts whose drafts stand by chance.
+
+    masked: by how much calls with masks take longer than their price.
+    """
+    dice = random.Random(seed)
+    guesses, seconds, tokens = [()] * n, 0.0, 0
+    for _ in range(calls):
+        plans = planner.next([Ask(999, held) for held in guesses])
+        drafts, masks = shape(plans)
+        took = price[n * (1 + drafts + masks)] * (masked if masks else 1.0)
+        stood = []
+        for place, plan in enumerate(plans):
+            right = [dice.random() < chance for _ in range(plan.drafts)]
+            accepted = next((i for i, r in enumerate(right) if not r), len(right))
+            stood.append(right[: accepted + 1])
+            tokens += accepted + 1
+            guesses[place] = (sure,) * len(plan.layout.drafting_rows(accepted))
+        planner.learn(stood, sum(1 + sum(known) for known in stood))
+        planner.took(took)
+        seconds += took
+    return seconds / tokens / (price[n] / n)
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_worthless_masks_cost_a_batch_little_and_good_ones_pay(n):
+    price = linear(0.05, n)
+    assert crowd(AutoBatch(3, price, price), price, n, chance=0.02, sure=0.9) < 1.1
+    assert crowd(AutoBatch(3, price, price), price, n, chance=0.9, sure=0.9) < 0.95
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_a_batch_hears_what_its_calls_take(n):
+    price = linear(0.03, n)
+    hearing, deaf = (
+        crowd(AutoBatch(3, price, price, timed=timed), price, n, chance=0.6, sure=0.6, masked=2.5)
+        for timed in (True, False)
+    )
+    assert hearing < 1.2 < 1.5 < deaf
 
 
 def test_a_run_is_what_is_decoded(llama):

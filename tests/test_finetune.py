@@ -242,7 +242,7 @@ def test_texts_that_run_in_circles_end_where_they_begin_to():
     own = _few_loops(texts, 2, 0.5, frozenset())
     assert own.prompt == 2 and own.ends.tolist()[:2] == [22, 22]  # as many loops whole as may be
     assert 2 + 3 + 4 <= own.ends[2] <= 2 + 3 + 8
-    assert torch.equal(own.whole().sequences, texts[:2])
+    assert torch.equal(own.whole(frozenset()).sequences, texts[:2])
     assert _few_loops(texts, 2, 0.0, frozenset()).ends.tolist().count(22) == 1
 
 
@@ -250,6 +250,7 @@ def test_a_text_that_ended_counts_up_to_its_end_and_is_no_loop():
     ended = [7, 8, 10, 11, 12, 13, *[0] * 16]
     own = _few_loops(torch.tensor([ended, [7, 8, *range(10, 30)]]), 2, 0.0, frozenset({0}))
     assert own.ends.tolist() == [7, 22]
+    assert len(own.whole(frozenset({0})).sequences) == 2 and len(own.whole(frozenset()).sequences) == 1
 
 
 def test_nothing_behind_the_end_of_a_text_is_a_target():

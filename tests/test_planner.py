@@ -118,18 +118,18 @@ def test_what_calls_take_corrects_what_they_were_measured_to_take(masked):
         return sum(w.seconds for w in worlds) / sum(w.tokens for w in worlds)
 
     corrected, deaf, knowing = paces(timed=True), paces(), paces(known=CPU * masked)
-    assert corrected < deaf
-    assert corrected <= 1.04 * knowing
+    assert corrected <= (1.08 if masked < 1 else 1.04) * knowing
+    assert corrected < (1.05 if masked < 1 else 0.8) * deaf
 
 
-def test_a_device_that_is_slower_altogether_is_planned_for_as_ever():
+@pytest.mark.parametrize("factor", [0.6, 1.6])
+def test_a_device_that_is_faster_or_slower_altogether_is_planned_for_as_ever(factor):
     def pace(planner_of):
-        worlds = [World(planner_of(), 1.6 * CPU, 5, seed).run(256, 0.7) for seed in range(12)]
+        worlds = [World(planner_of(), factor * CPU, 5, seed).run(256, 0.7) for seed in range(12)]
         return sum(w.seconds for w in worlds) / sum(w.tokens for w in worlds)
 
-    assert pace(lambda: AutoPlanner(5, CPU, CPU, timed=True)) <= 1.04 * pace(
-        lambda: AutoPlanner(5, 1.6 * CPU)
-    )
+    known = pace(lambda: AutoPlanner(5, factor * CPU))
+    assert pace(lambda: AutoPlanner(5, CPU, CPU, timed=True)) <= 1.04 * known
 
 
 def test_an_interrupted_call_hardly_counts():
@@ -140,8 +140,11 @@ def test_an_interrupted_call_hardly_counts():
     drift.see(True, 50.0, 1.0)
     assert drift.of(True) < 1.5
     drift.see(False, 1.0, 0.0)  # a clock too coarse
-    drift.see(False, 1.2, 1.0)
-    assert 1.0 < drift.of(False) < 1.2
+    drift.see(False, 50.0, 1.0)  # the first that is seen of its kind
+    assert 1.1 < drift.of(False) < 1.25
+    for _ in range(40):
+        drift.see(True, 1.0, 1.0)
+    assert drift.of(False) == drift.of(True) < 1.1  # forgotten: nothing worse is believed than of the others
 
 
 def test_reliability_learns_that_boasts_are_empty():
