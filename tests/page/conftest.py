@@ -18,6 +18,8 @@ from cycle import cycle_model
 from playwright.sync_api import Page, expect
 from served import BUDGET, CHROMIUM, FLAGS, HOSTILE, ROOT, TIMEOUT, Server, answers, free_port, set_number
 
+expect.set_options(timeout=TIMEOUT / 2)  # five seconds are too few on a machine that does other things
+
 PACED = """
 import sys, time
 from contextlib import closing
