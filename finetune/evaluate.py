@@ -15,7 +15,7 @@ from space_core.errors import PromptError
 from space_core.metrics import acceptance_by_position, is_loop, tokens_per_call
 from space_core.model import SpaceModel
 from space_core.settings import Settings
-from space_core.trace import Trace
+from space_core.trace import Stop, Trace
 
 
 def decode_prompts(
@@ -35,6 +35,7 @@ def evaluate(
     reads = sum(parses(p, model.decode(t.output_ids)) for p, t in zip(prompts, traces, strict=True))
     same = result.pop("identical_to_vanilla", None)
     result["share_that_parses"] = round(reads / len(traces), 4)
+    result["share_that_ends"] = round(sum(t.steps[-1].stop is Stop.EOS for t in traces) / len(traces), 4)
     if same is not None:
         result["identical_to_vanilla"] = same
     return result

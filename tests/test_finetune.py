@@ -351,6 +351,14 @@ def test_smoke_recipe_from_nothing_killed_once_and_resumed(tmp_path):
     ids = model.encode("def main(argv):\n")
     settings = Settings(max_new_tokens=32)
     assert output(space_core.space(model, ids, settings)) == output(space_core.vanilla(model, ids, settings))
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "def main(argv):\n"}) + "\n")
+    asked = ["--model", str(tmp_path / "checkpoint"), "--prompts", str(tmp_path / "asked.jsonl")]
+    told = subprocess.run(
+        [sys.executable, "-m", "finetune", "evaluate", *asked, "--max-new-tokens", "8", "--past-end"],
+        cwd=ROOT, check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    figures = json.loads(told.stdout)
+    assert figures["share_that_ends"] == 0 and figures["identical_to_vanilla"] == 1
     log = [json.loads(line) for line in (tmp_path / "checkpoint" / "training_log.jsonl").open()]
     losses = [row["heldout_loss"] for row in log if "heldout_loss" in row]
     rates = [row["tokens_per_call"] for row in log if "tokens_per_call" in row]
