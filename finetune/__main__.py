@@ -84,9 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--max-new-tokens", type=int, default=128)
     check.add_argument("--temperature", type=float, default=0.0)
     check.add_argument("--limit", type=int, help="only the first LIMIT prompts")
-    check.add_argument(
-        "--past-end", action="store_true", help="go on behind a text's end, to the budget"
-    )
+    check.add_argument("--past-end", action="store_true", help="go on behind a text's end, to the budget")
     check.add_argument("--dtype", default="float32")
     check.add_argument("--device", default="cpu")
     _add_ablate(commands.add_parser("ablate", help="what each step from the paper's method to ours is worth"))

@@ -52,13 +52,13 @@ def _at_once(runs: Sequence[_Run], masks: Sequence[Tensor], owns: Tensor) -> lis
     first, sizes = runs[0], [len(rows) for rows in masks]
     logits = first.model.logits(torch.cat(list(masks)))
     if first.settings.greedy:
-        parts = zip(likeliest(logits).split(sizes), surest(logits).split(sizes), strict=True)
+        parts = zip(torch.split(likeliest(logits), sizes), torch.split(surest(logits), sizes), strict=True)
         return [Guessed(tokens, sure, sure, None) for tokens, sure in parts]
     law = first.distribution(logits)
     dice = torch.cat([run.dice(size) for run, size in zip(runs, sizes, strict=True)])
     tokens = draw(law, dice.to(law))
     probs, sure = law.gather(-1, tokens[:, None])[:, 0], law.amax(-1)
-    columns = (tokens.split(sizes), probs.split(sizes), sure.split(sizes), law.split(sizes))
+    columns = [torch.split(column, sizes) for column in (tokens, probs, sure, law)]
     return [Guessed(*parts) for parts in zip(*columns, strict=True)]
 
 
@@ -71,7 +71,7 @@ def _in_turn(runs: Sequence[_Run], masks: Sequence[Tensor], owns: Tensor) -> lis
     starts = [0, *accumulate(sizes)]
     if not greedy:
         # As of a single run: how sure a draft is, and how many there are, may depend on no drawn token.
-        untold = first.distribution(model.logits(flat)).amax(-1).split(sizes)
+        untold = torch.split(first.distribution(model.logits(flat)).amax(-1), sizes)
         if first.thrifty:
             sizes = [hopeful(part) for part in untold]
     # The longest first: those that go on are the first ones of those before, and no device waits.
@@ -92,8 +92,8 @@ def _in_turn(runs: Sequence[_Run], masks: Sequence[Tensor], owns: Tensor) -> lis
         else:
             of_each = first.distribution(logits)
             tokens = draw(of_each, torch.cat([runs[run].dice(1) for run in order]).to(of_each))
-        for run, *parts in zip(order, tokens.split(1), of_each.split(1), strict=True):
-            told[run].append((parts[0], parts[1]))
+        for run, token, its in zip(order, torch.split(tokens, 1), torch.split(of_each, 1), strict=True):
+            told[run].append((token, its))
         going = [at for at, run in enumerate(order) if slot + 1 < sizes[run] and chances[run] >= HOPELESS]
         # A list as an index would be fetched by the device; it is one only on a CPU, where hope is looked at.
         kept: Any = slice(len(going)) if going == [*range(len(going))] else going

@@ -106,10 +106,8 @@ def _costs(model: SpaceModel, settings: Settings, sequences: int) -> cost.Costs:
     if found is None:
         _planner(model, replace(settings, plan=Plan.AUTO))  # measures a single one, if nobody has yet
         alone: cost.Costs = model.costs[settings.greedy]
-        found = model.costs[key] = cost.Costs(
-            *({n: t for n, t in best.items() if n < sequences} for best in (alone.masks, alone.bare)),
-            timed=True,
-        )
+        fewer = ({n: t for n, t in best.items() if n < sequences} for best in (alone.masks, alone.bare))
+        found = model.costs[key] = cost.Costs(next(fewer), next(fewer), timed=True)
         measured = cost.measure(lambda layouts: _seconds(model, settings, sequences, layouts))
         for best, each in ((found.masks, measured.masks), (found.bare, measured.bare)):
             best.update({sequences * rows: seconds for rows, seconds in each.items()})

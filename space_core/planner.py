@@ -212,7 +212,8 @@ class AutoPlanner:
         worth = self.learned.worth[self._repeats].value.tolist() if masks else ()
         masked, bare = self.drift.of(True), self.drift.of(False)
         slots = [won for value in worth if (won := value * token - self.row * bare) > 0]
-        best, drafts, fed = -inf, 0, []
+        best, drafts = -inf, 0
+        fed: list[tuple[float, int]] = []
         behind: list[tuple[float, int]] = []  # gains, negative, and groups, of all stops before draft d
         reached = 0.0
         for d, stands in enumerate(survival):
