@@ -76,8 +76,8 @@ def _in_turn(runs: Sequence[_Run], masks: Sequence[Tensor], owns: Tensor) -> lis
             sizes = [hopeful(part) for part in untold]
     # The longest first: those that go on are the first ones of those before, and no device waits.
     order = sorted((run for run, size in enumerate(sizes) if size), key=lambda run: -sizes[run])
-    step, before = sampler.steps(flat), owns[torch.tensor(order, device=flat.device)]
-    first_rows = torch.tensor([starts[run] for run in order], device=flat.device)
+    step, before = sampler.steps(flat), owns[torch.tensor(order, dtype=torch.long, device=flat.device)]
+    first_rows = torch.tensor([starts[run] for run in order], dtype=torch.long, device=flat.device)
     chances = [1.0] * len(runs)
     told: list[list[tuple[Tensor, Tensor]]] = [[] for _ in runs]  # by steps: a token; how sure, or its law
     for slot in count():

@@ -449,3 +449,22 @@ def test_guesses_made_together_are_those_of_each_alone(told, plan, temperature):
             assert one is None or torch.allclose(one, other, atol=1e-12)
         lengths.add(len(ours.tokens))
     assert max(lengths) > 1 or (told and plan == "auto")  # where hopeless guesses end a chain
+
+
+def test_no_guesses_where_no_group_has_a_mask_behind_the_run():
+    """Every draft falls, and masks stand only behind those that would have stood."""
+    model = told_model()
+    members = runs(model, PROMPTS[:2], Settings(k=2, max_new_tokens=30))
+    calls = Calls(model, 2)
+    calls.read(PROMPTS[:2])
+    layouts, wrong = [Layout.steady((0, 2))] * 2, []
+    for prompt in PROMPTS[:2]:
+        wrong.append((oracle(model.lm, prompt, 1)[0] + 1) % VOCABULARY)
+    fed = [[prompt[-1], token] for prompt, token in zip(PROMPTS, wrong, strict=False)]
+    answers = calls.run(layouts, fed)
+    verdicts = [
+        run.verify(judged.real, run.copied([token], 0.5))
+        for run, judged, token in zip(members, answers, wrong, strict=True)
+    ]
+    assert [int(verdict.accepted) for verdict in verdicts] == [0, 0]
+    assert [len(guessed.tokens) for guessed in draft(members, answers, verdicts, layouts)] == [0, 0]

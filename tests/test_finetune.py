@@ -279,7 +279,7 @@ def test_masks_are_taught_on_from_those_of_a_checkpoint(tmp_path):
     )
     first = train_masks(lm, None, [Own.of(4, text)], [[1, 2]], plan, tmp_path / "run", seed=0)
     save(tmp_path / "first", first)
-    recipe = load_recipe("python-mini-alone")
+    recipe = load_recipe("python-mini")
     recipe = replace(recipe, base=replace(recipe.base, start=str(tmp_path / "first")))
     assert recipe.pretrain.steps == 0
     state = _masks_to_go_on_from(recipe, tmp_path)

@@ -71,7 +71,7 @@ def film(page: Page, options: argparse.Namespace) -> list[Image.Image]:
             " bar.dispatchEvent(new Event('input', { bubbles: true })); }",
             length * number / count,
         )
-        page.wait_for_timeout(80)  # the bars' transition
+        page.wait_for_timeout(40)
         pictures.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
     return pictures
 

@@ -394,11 +394,14 @@ def test_nothing_overflows(browser: Any, server: Server, scheme: str, width: int
     context.close()
 
 
-def test_reduced_motion_is_respected(page: Page, server: Server) -> None:
-    page.emulate_media(reduced_motion="reduce")
-    page.goto(server.url)
-    page.wait_for_selector(".bar-fill", state="attached")
-    assert page.evaluate("getComputedStyle(document.querySelector('.bar-fill')).transitionDuration") == "0s"
+def test_reduced_motion_is_respected(page: Page, empty_server: Server) -> None:
+    """The one thing that moves by itself is the dot of a model that loads."""
+    moves = "getComputedStyle(document.querySelector('.chip .dot')).animationName"
+    for motion, name in (("no-preference", "breathe"), ("reduce", "none")):
+        page.emulate_media(reduced_motion=motion)
+        page.goto(empty_server.url)
+        page.wait_for_selector('.chip[data-state="loading"] .dot', state="attached")
+        assert page.evaluate(moves) == name
 
 
 def test_the_page_is_served_soon(server: Server) -> None:
