@@ -44,7 +44,7 @@ from transformers import AutoTokenizer
 
 import space_core
 from finetune.build import base_prompts, base_tokens
-from finetune.distill import Own, distill
+from finetune.distill import Own, distill, ends_of_text
 from finetune.evaluate import decode_prompts
 from finetune.masks import Dense, Draw, Gated, Method, Paper, own_texts
 from finetune.optimizer import Optimizers, schedule
@@ -362,8 +362,9 @@ def _ground(plan: Ablation, start: Start, run: Path, cache: Path, out: Path) -> 
         turn = index % len(lengths)
         return Own.of(1, sources[turn].batch(index, rows, lengths[turn] - 1, random.initial_seed() // SEED))
 
-    ends = frozenset({int(start.lm.config.eos_token_id)})
-    whole = own_texts([own.whole(ends) for own in texts], rows)  # as `Paper` and `Dense` need them
+    whole = own_texts(
+        [own.whole(ends_of_text(start.lm)) for own in texts], rows
+    )  # as `Paper` and `Dense` need them
     return Ground(start.lm, start.tokenizer, start.name, windows, whole, prompts.watched, plain)
 
 

@@ -50,6 +50,12 @@ class Own(NamedTuple):
         return Own.of(self.prompt, self.sequences[chosen])
 
 
+def ends_of_text(lm: Any) -> frozenset[int]:
+    """The ids that end a text, as the model's configuration names them: one, several or none."""
+    eos = lm.config.eos_token_id
+    return frozenset(eos if isinstance(eos, list | tuple) else () if eos is None else (eos,))
+
+
 def distill(lm: Any, prompts: dict[int, Tensor], plan: Distill, out: Path, seed: int) -> list[Own]:
     """Continue the prompts, resuming from what `out` holds.
 
@@ -90,7 +96,7 @@ def distill(lm: Any, prompts: dict[int, Tensor], plan: Distill, out: Path, seed:
             torch.cat([part.long() for n, part in done if n == length]),
             length,
             plan.loops,
-            frozenset({int(lm.config.eos_token_id)}),
+            ends_of_text(lm),
         )
         for length in sorted(prompts)
     ]

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from finetune.distill import Own
+from finetune.distill import Own, ends_of_text
 from finetune.evaluate import decode_prompts
 from finetune.optimizer import Optimizers, cosine, schedule
 from finetune.precision import autocast, bfloat16_is_faster
@@ -220,7 +220,7 @@ def train_masks(
         method.trained.begin(start)
 
     if not gated:
-        texts = [own.whole(frozenset({int(model_lm.config.eos_token_id)})) for own in texts]
+        texts = [own.whole(ends_of_text(model_lm)) for own in texts]
     draw = own_texts(texts, plan.batch)
     return train(method, draw, tokenizer, prompts, plan, out, seed, tell=tell)
 

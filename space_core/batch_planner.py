@@ -114,7 +114,7 @@ class AutoBatch:
         cost: seconds of a call with masks by all its rows, up to those of all sequences' full grids.
         bare: the same of calls without masks.
         trained: whether somebody trained the masks: what is expected of them to begin with.
-        timed: whether the cost was measured, and is corrected by what calls take.
+        timed: as of `AutoPlanner`.
     """
 
     def __init__(self, k: int, cost: Array, bare: Array, trained: bool = True, timed: bool = False) -> None:

@@ -96,7 +96,8 @@ def planner(model: SpaceModel, settings: Settings, sequences: int) -> BatchPlann
     bare = costs.bare or {1: 1.0}  # a context too small to measure in: rows count as free
     masks = {1: bare[min(bare)]} | costs.masks
     trained = model.masks.method != "untrained"
-    return AutoBatch(k, cost.curve(masks, most), cost.curve(bare, most), trained, costs.timed)
+    corrected = costs.timed and settings.greedy  # as for a single sequence
+    return AutoBatch(k, cost.curve(masks, most), cost.curve(bare, most), trained, corrected)
 
 
 def _costs(model: SpaceModel, settings: Settings, sequences: int) -> cost.Costs:

@@ -386,7 +386,9 @@ def _planner(model: SpaceModel, settings: Settings) -> Planner:
         measured = cost.measure(lambda layouts: _seconds(model, settings, layouts), model.clock)
         costs = model.costs[settings.greedy] = measured
     with_masks, bare = costs.curves(k)
-    return AutoPlanner(k, with_masks, bare, model.masks.method != "untrained", costs.timed)
+    # When sampling a plan shapes the text: one seed shall give one text as long as the model is loaded.
+    corrected = costs.timed and settings.greedy
+    return AutoPlanner(k, with_masks, bare, model.masks.method != "untrained", corrected)
 
 
 def _seconds(

@@ -115,7 +115,8 @@ class AutoPlanner:
         cost: seconds of a call by its rows; cost[r] for r = 1 .. at least (k+1)², cost[0] unused.
         bare: the same of calls without masks, for r = 1 .. k + 1; `cost` where not given.
         trained: whether somebody trained the masks: what is expected of them to begin with.
-        timed: whether the cost was measured, and is corrected by what calls take.
+        timed: whether the cost was measured, and is corrected by what calls take; plans then differ from run
+            to run.
     """
 
     def __init__(

@@ -39,9 +39,21 @@ ROOMS = {
     "conversation": {"errors", "model"},
     "talks": {"conversation", "memory", "model"},
     "presets": set(),
+    "batch_drafts": {"decoders", "layout", "model", "verify"},
     "batch_planner": {"layout", "planner"},
     "batches": {
-        *("batch_planner", "cache", "cost", "decoders", "errors", "layout", "lookup", "model", "planner"),
+        *(
+            "batch_drafts",
+            "batch_planner",
+            "cache",
+            "cost",
+            "decoders",
+            "errors",
+            "layout",
+            "lookup",
+            "model",
+            "planner",
+        ),
         *("settings", "trace"),
     },
     "generation": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_a_benchmark_stops_and_keeps_what_it_has_and_the_device_is_free(bench: P
     bench.check("#bench-methods input[name=space-grid]")
     bench.check("#bench-methods input[name=generate]")
     measure(bench, prompts=8, tokens=256)
-    expect(bench.locator("#bench-words")).to_contain_text("prompt 2 of 8", timeout=60_000)
+    expect(bench.locator("#bench-words")).to_contain_text(re.compile("prompt [2-6] of 8"), timeout=60_000)
     bench.click("#bench-stop")
     expect(bench.locator(".bench")).to_have_attribute("data-state", "stopped", timeout=5_000)
     expect(bench.locator("#bench-words")).to_contain_text("Only prompts that every method has finished count")
