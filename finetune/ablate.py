@@ -362,9 +362,8 @@ def _ground(plan: Ablation, start: Start, run: Path, cache: Path, out: Path) -> 
         turn = index % len(lengths)
         return Own.of(1, sources[turn].batch(index, rows, lengths[turn] - 1, random.initial_seed() // SEED))
 
-    whole = own_texts(
-        [own.whole(ends_of_text(start.lm)) for own in texts], rows
-    )  # as `Paper` and `Dense` need them
+    ends = ends_of_text(start.lm)
+    whole = own_texts([own.whole(ends) for own in texts], rows)  # as `Paper` and `Dense` need them
     return Ground(start.lm, start.tokenizer, start.name, windows, whole, prompts.watched, plain)
 
 

@@ -62,11 +62,8 @@ def build(
     watched, own = prompts.watched, None
     if recipe.base.start and recipe.pretrain.own_batch:
         first = new_base(recipe.base, meta["vocab_size"], meta["eos_token_id"], recipe.seed).to(device).eval()
-        own = [
-            texts
-            for name, asked in (("start", prompts.windows), ("start-alone", prompts.alone))
-            for texts in distill(first, asked, recipe.distill, run / name, recipe.seed)
-        ]
+        own = distill(first, prompts.windows, recipe.distill, run / "start", recipe.seed)
+        own += distill(first, prompts.alone, recipe.distill, run / "start-alone", recipe.seed)
     lm = pretrain(recipe, run / "tokens", run, meta, device, own, trackers)
     loss = heldout_loss(lm, heldout_batches(run / "tokens" / "heldout.bin", recipe.pretrain.seq_len))
     heldout = meta["heldout"]

@@ -34,8 +34,8 @@ from space_core.planner import (
     PROBE_MASKS,
     REPEATS,
     TRUSTED,
-    Drift,
     Experience,
+    Meter,
     Plan,
 )
 
@@ -123,12 +123,10 @@ class AutoBatch:
         # What the tokens of late have cost, and what they would have cost in plain calls: sums that forget.
         # Their ratio stays a price when sequences leave, and plain calls with them become dearer a token.
         self.paid, self.plain = float(TRUSTED), TRUSTED * 1.3
-        self.timed, self.drift = timed, Drift()
+        self.meter = Meter(cost, bare, timed)
         self.pause, self.idle = FIRST_PAUSE, 0
         self._judged: list[tuple[Sequence[float], bool]] = []
         self._asked = 0
-        self._rows: tuple[int, bool] | None = None  # of the call planned, and whether it has masks
-        self._ran: tuple[int, bool] | None = None
         d = np.arange(k + 1)
         self._after = 1 + d[:, None] + np.arange(k * (k + 1) + 1)[None, :]
         self._reachable = d[None, :] <= d[:, None]  # [d, g]
@@ -136,7 +134,7 @@ class AutoBatch:
 
     def next(self, asks: Sequence[Ask]) -> list[Plan]:
         n, k = len(asks), self.k
-        plain = self._seconds(n, False) / n
+        plain = self.meter.seconds(n, False) / n
         token = plain * self.paid / self.plain
         survival, copied, repeats = np.zeros((n, k + 2)), [], []
         for row, ask in enumerate(asks):
@@ -148,10 +146,9 @@ class AutoBatch:
                 self.learned.value(ours, theirs, copied[-1], repeats[-1])
             best = theirs if copied[-1] else ours
             survival[row, : len(best)] = best
-        drafts, n_masks, order, gains = self._best(survival, repeats, token)
-        if n_masks and self.paid > self.plain and not all(repeats):
-            # Whatever they promise: tokens have come dearer than plain calls would have brought them.
-            drafts, n_masks, order, gains = self._best(survival, repeats, token, masks=False)
+        # Whatever masks promise, there are none where tokens have come dearer than by plain calls.
+        allowed = all(repeats) or self.paid <= self.plain
+        drafts, n_masks, order, gains = self._best(survival, repeats, token, allowed)
         probing = self._probe(n_masks, all(repeats))
         plans = []
         for row, ask in enumerate(asks):
@@ -169,12 +166,13 @@ class AutoBatch:
         ]
         real = max(plan.layout.n_real for plan in plans)
         masks = max(plan.layout.n_masks for plan in plans)
-        self._asked, self._rows = n, (n * (real + masks), masks > 0)
+        self._asked = n
+        self.meter.plan(n * (real + masks), masks > 0)
         return plans
 
     def learn(self, stood: Sequence[Sequence[bool]], emitted: int) -> None:
-        self._ran = self._rows
-        if self._rows is None:  # the first call was not planned
+        paid = self.meter.ran(self._asked)  # in plain calls of these sequences
+        if not self._judged:  # the first call was not planned
             return
         right = []
         for (confidences, copied), known in zip(self._judged, stood, strict=True):
@@ -183,19 +181,11 @@ class AutoBatch:
                 right.append(all(known))
         if 2 * sum(right) > len(right):  # masks that are right again are asked again at once
             self.idle = self.pause = FIRST_PAUSE
-        # In plain calls of these sequences, so that the sums forget alike whatever calls cost.
-        plain = self._seconds(self._asked, False) or 1.0
         self.plain = self.plain * MEMORY + emitted / self._asked
-        self.paid = self.paid * MEMORY + self._seconds(*self._rows) / plain
+        self.paid = self.paid * MEMORY + paid
 
     def took(self, seconds: float) -> None:
-        if self.timed and self._ran is not None:
-            rows, masked = self._ran
-            self.drift.see(masked, seconds, float((self.cost if masked else self.bare)[rows]))
-
-    def _seconds(self, rows: int, masked: bool) -> float:
-        """What a call of so many rows is expected to take now."""
-        return float((self.cost if masked else self.bare)[rows]) * self.drift.of(masked)
+        self.meter.took(seconds)
 
     def _best(
         self, survival: Array, repeats: Sequence[bool], token: float, masks: bool = True
@@ -211,14 +201,14 @@ class AutoBatch:
         stop = np.where(self._reachable, survival[:, None, :-1], 0.0)  # [n, d, g]
         stop -= np.where(self._below, survival[:, None, 1:], 0.0)
         # What judging a draft adds to a call.
-        row = float(self.bare[n * (k + 1)] - self.bare[n]) / (n * k) * self.drift.of(False)
+        row = float(self.bare[n * (k + 1)] - self.bare[n]) / (n * k) * self.meter.drift.of(False)
         slots = np.stack([self.learned.worth[again].value for again in repeats]) * token - row  # [n, k]
         gains = (stop[:, :, :, None] * np.maximum(slots, 0.0)[:, None, None, :]).reshape(n, k + 1, -1)
         order = np.argsort(-gains, axis=2, kind="stable")
         total = np.zeros((k + 1, gains.shape[2] + 1))
         total[:, 1:] = np.take_along_axis(gains, order, 2).cumsum(2).sum(0)
-        total -= self.cost[n * self._after] * self.drift.of(True)
-        total[:, 0] = -self.bare[n * self._after[:, 0]] * self.drift.of(False)
+        total -= self.cost[n * self._after] * self.meter.drift.of(True)
+        total[:, 0] = -self.bare[n * self._after[:, 0]] * self.meter.drift.of(False)
         total += (survival[:, :-1].cumsum(1).sum(0) * token)[:, None]
         if not masks:
             total = total[:, :1]

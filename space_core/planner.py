@@ -127,8 +127,8 @@ class AutoPlanner:
         trained: bool = True,
         timed: bool = False,
     ) -> None:
-        self.k, self.cost = k, cost
-        self.bare = cost if bare is None else bare
+        self.k, bare = k, cost if bare is None else bare
+        self.meter = Meter(cost, bare, timed)
         self.learned = Experience(k, trained)
         self._repeats = False
         # Sums that forget. Apart, since a token saved costs what its neighbours do: where copies are
@@ -136,21 +136,16 @@ class AutoPlanner:
         # What was paid is counted in plain calls, so that it stays a price when all calls become slower.
         self.tokens = {repeats: TRUSTED * 1.3 for repeats in (False, True)}
         self.paid = {repeats: float(TRUSTED) for repeats in (False, True)}
-        self.row = float(self.bare[k + 1] - self.bare[1]) / k  # what judging a draft adds to a call
+        self.row = float(bare[k + 1] - bare[1]) / k  # what judging a draft adds to a call
         self.pause, self.idle = FIRST_PAUSE, 0
-        self.timed, self.drift = timed, Drift()
         self._judged: tuple[Sequence[float], bool] = ((), False)
-        # Rows of the call planned and of the one learned from, and whether they have masks; the first call
-        # of a run is not planned.
-        self._rows: tuple[int, bool] | None = None
-        self._ran: tuple[int, bool] | None = None
         self._plain = Layout.steady((0,))
-        self._cost, self._bare = self.cost.tolist(), self.bare.tolist()
 
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
         if self.idle and self.idle < self.pause and not guesses and not copies:
             self.idle += 1  # masks are not worth it, as was found a few calls ago
-            self._judged, self._rows, self._repeats = ((), False), (1, False), False
+            self._judged, self._repeats = ((), False), False
+            self.meter.plan(1, False)
             return Plan(0, self._plain)
         survival, of_copies = self.learned.survival(guesses, False), self.learned.survival(copies, True)
         copied = sum(of_copies) > sum(survival)
@@ -160,11 +155,10 @@ class AutoPlanner:
             survival = of_copies
         self._repeats = sum(of_copies[1:]) > REPEATS
         paid, tokens = self.paid[self._repeats], self.tokens[self._repeats]
-        price = self._seconds(1, False) * paid / tokens
-        masks = self._best(survival, price)
-        if any(masks) and not self._repeats and paid > tokens:
-            # Whatever they promise: tokens have come dearer here than plain calls would have brought them.
-            masks = self._best(survival, price, masks=False)
+        price = self.meter.seconds(1, False) * paid / tokens
+        # Whatever masks promise, there are none where tokens have come dearer than plain calls would have
+        # brought them.
+        masks = self._best(survival, price, masks=self._repeats or paid <= tokens)
         if any(masks):
             self.idle = 0
             if len(masks) > 1 or masks[0] > PROBE_MASKS:
@@ -177,7 +171,7 @@ class AutoPlanner:
                 masks = (*masks[:-1], min(PROBE_MASKS, self.k))
         layout = Layout.steady(masks).within(left)
         self._judged = copies if copied else guesses, copied
-        self._rows = layout.rows, layout.n_masks > 0
+        self.meter.plan(layout.rows, layout.n_masks > 0)
         return Plan(layout.n_drafts, layout, copied)
 
     def learn(self, stood: Sequence[bool], emitted: int) -> None:
@@ -187,19 +181,10 @@ class AutoPlanner:
             self.idle = self.pause = FIRST_PAUSE
         here = self._repeats
         self.tokens[here] = self.tokens[here] * MEMORY + emitted
-        spent = self._seconds(*self._rows) / (self._seconds(1, False) or 1.0) if self._rows else 0.0
-        self.paid[here] = self.paid[here] * MEMORY + spent
-        self._ran = self._rows
+        self.paid[here] = self.paid[here] * MEMORY + self.meter.ran(1)
 
     def took(self, seconds: float) -> None:
-        if self.timed and self._ran is not None:
-            rows, masked = self._ran
-            self.drift.see(masked, seconds, (self._cost if masked else self._bare)[rows])
-
-    def _seconds(self, rows: int, masked: bool) -> float:
-        """What a call of so many rows is expected to take now."""
-        seconds: float = (self._cost if masked else self._bare)[rows]
-        return seconds * self.drift.of(masked)
+        self.meter.took(seconds)
 
     def _best(self, survival: Sequence[float], token: float, masks: bool = True) -> tuple[int, ...]:
         """Masks by group, one group more than drafts, from the chances that the first 0, 1, … stand.
@@ -211,7 +196,8 @@ class AutoPlanner:
         """
         # Worth of slot j of a group: of what it may win, less the row that judges it. Falls along the slots.
         worth = self.learned.worth[self._repeats].value.tolist() if masks else ()
-        masked, bare = self.drift.of(True), self.drift.of(False)
+        meter = self.meter
+        masked, bare = meter.drift.of(True), meter.drift.of(False)
         slots = [won for value in worth if (won := value * token - self.row * bare) > 0]
         best, drafts = -inf, 0
         fed: list[tuple[float, int]] = []
@@ -220,20 +206,63 @@ class AutoPlanner:
         for d, stands in enumerate(survival):
             reached += stands * token
             gains = sorted(behind + [(-stands * slot, d) for slot in slots])
-            total = reached - self._bare[1 + d] * bare
+            total = reached - meter.bare[1 + d] * bare
             if total > best:
                 best, drafts, fed = total, d, []
             total = reached
             for n, (loss, _) in enumerate(gains, 2 + d):
                 total -= loss
-                if total - self._cost[n] * masked > best:
-                    best, drafts, fed = total - self._cost[n] * masked, d, gains[: n - d - 1]
+                if total - meter.cost[n] * masked > best:
+                    best, drafts, fed = total - meter.cost[n] * masked, d, gains[: n - d - 1]
             if d + 1 < len(survival):
                 behind += [(-(stands - survival[d + 1]) * slot, d) for slot in slots]
         groups = [0] * (drafts + 1)
         for _, group in fed:
             groups[group] += 1
         return tuple(groups)
+
+
+class Meter:
+    """What calls cost, and what the one that runs is expected to.
+
+    Args:
+        cost, bare, timed: as of `AutoPlanner`.
+
+    Attributes:
+        cost, bare: seconds by rows, of calls with masks and without, as measured.
+        drift: by how much calls take longer than that.
+    """
+
+    def __init__(
+        self, cost: npt.NDArray[np.float64], bare: npt.NDArray[np.float64], timed: bool = False
+    ) -> None:
+        self.cost: list[float] = cost.tolist()
+        self.bare: list[float] = bare.tolist()
+        self.timed, self.drift = timed, Drift()
+        # Of the call planned and of the one that ran; the first call of a run is not planned.
+        self._planned: tuple[int, bool] | None = None
+        self._ran: tuple[int, bool] | None = None
+
+    def seconds(self, rows: int, masked: bool) -> float:
+        """What a call of so many rows is expected to take now."""
+        return (self.cost if masked else self.bare)[rows] * self.drift.of(masked)
+
+    def plan(self, rows: int, masked: bool) -> None:
+        """The next call has so many rows."""
+        self._planned = rows, masked
+
+    def ran(self, plain: int) -> float:
+        """The call planned last has run: what it cost in calls of so many bare rows, 0 if it was not planned."""
+        self._ran = self._planned
+        if self._planned is None:
+            return 0.0
+        return self.seconds(*self._planned) / (self.seconds(plain, False) or 1.0)
+
+    def took(self, seconds: float) -> None:
+        """How long the call lasted that ran last."""
+        if self.timed and self._ran is not None:
+            rows, masked = self._ran
+            self.drift.see(masked, seconds, (self.cost if masked else self.bare)[rows])
 
 
 class Drift:

@@ -42,19 +42,8 @@ ROOMS = {
     "batch_drafts": {"decoders", "layout", "model", "verify"},
     "batch_planner": {"layout", "planner"},
     "batches": {
-        *(
-            "batch_drafts",
-            "batch_planner",
-            "cache",
-            "cost",
-            "decoders",
-            "errors",
-            "layout",
-            "lookup",
-            "model",
-            "planner",
-        ),
-        *("settings", "trace"),
+        *("batch_drafts", "batch_planner", "cache", "cost", "decoders", "errors", "layout", "lookup"),
+        *("model", "planner", "settings", "trace"),
     },
     "generation": {
         *("batches", "checkpoint", "decoders", "errors", "model", "settings", "trace", "verify"),
