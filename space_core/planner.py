@@ -252,7 +252,7 @@ class Meter:
         self._planned = rows, masked
 
     def ran(self, plain: int) -> float:
-        """The call planned last has run: what it cost in calls of so many bare rows, 0 if it was not planned."""
+        """The call planned last has run: its cost in calls of so many bare rows; 0 if none was planned."""
         self._ran = self._planned
         if self._planned is None:
             return 0.0
