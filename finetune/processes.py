@@ -83,6 +83,12 @@ class Team:
         if self.size > 1:
             self._accelerator.wait_for_everyone()
 
+    def end(self) -> None:
+        """Part, once all are here; a process that ends in the middle of the others' words may abort."""
+        self.wait()
+        if self.size > 1:
+            self._accelerator.end_training()
+
     def shard(self, lm: Any) -> tuple[Any, Any]:
         """The model with its weights spread over the processes, and the main process's whole copy.
 

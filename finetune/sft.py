@@ -211,7 +211,7 @@ def sft(
         tell=trackers,
     )
     if not team.main or trained is None:
-        team.wait()
+        team.end()
         return out
     if options.method == "paper":
         trained.lm.to(dtype)
@@ -238,7 +238,7 @@ def sft(
     (part / "README.md").write_text(sft_card(manifest, whole), encoding="utf-8")
     replace_folder(part, out)
     trackers.finish()
-    team.wait()
+    team.end()
     if push_to is not None:
         push(out, push_to)
     return out

@@ -38,6 +38,8 @@ TOP, SAMPLED_K, SAMPLED_TOKENS = 3, 2, 4
 """Sampling is tried on so few tokens that every outcome is met often, and on as many as two drafts need."""
 SIGMAS = 6.0
 """Chance of a false alarm by chi-square and by counting: 1e-9."""
+FEWEST = 4
+"""Steps of a check that the time budget cannot end: of `greedy`, both plans at two k."""
 FEWEST_DRAWS = 500
 LANES = 300
 Check = Callable[[Subject, Tally], Iterator[None]]
@@ -527,7 +529,7 @@ def examine(
     progress: Callable[[str, int], None] = lambda name, cases: None,
     only: Sequence[str] = tuple(CHECKS),
 ) -> Report:
-    """Run the checks, each until it is through or its share of the time is spent, but at least one case.
+    """Run the checks, each until it is through or its share of the time is spent, but for `FEWEST` steps.
 
     Args:
         progress: hears of every case: the check's name, and how many cases it had.
@@ -539,9 +541,9 @@ def examine(
         due += share * seconds
         tally = Tally(name)
         try:
-            for _ in check(subject, tally):
+            for steps, _ in enumerate(check(subject, tally), 1):
                 progress(name, tally.cases)
-                if time.perf_counter() - begin > due:
+                if steps >= FEWEST and time.perf_counter() - begin > due:
                     complete = False
                     break
         except Exception as error:  # decoding that breaks off is no decoding like the model's
