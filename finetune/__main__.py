@@ -85,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--temperature", type=float, default=0.0)
     check.add_argument("--limit", type=int, help="only the first LIMIT prompts")
     check.add_argument("--past-end", action="store_true", help="go on behind a text's end, to the budget")
+    check.add_argument(
+        "--no-copies", action="store_true", help="guesses are not told what the text so far holds"
+    )
     check.add_argument("--dtype", default="float32")
     check.add_argument("--device", default="cpu")
     _add_ablate(commands.add_parser("ablate", help="what each step from the paper's method to ours is worth"))
@@ -118,6 +121,7 @@ def _add_sft(command: argparse.ArgumentParser) -> None:
         ("k", int, "masks of a group (5)"),
         ("rank", int, "of the adapter (64)"),
         ("sampler", int, "width of the sampler head; 0 trains none (512)"),
+        ("copies", int, "samples to fit the table of copies on; 0 fits none (256)"),
         ("groups", int, "dense groups a row (64)"),
         ("until-fail", float, "weight of masks behind a wrong one (0.2)"),
         ("soft", float, "share of the loss against the base's distribution (0.3)"),
@@ -286,6 +290,8 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
     prompts = read_prompts(options.prompts)[: options.limit]
     model = space_core.load(options.model, options.device, options.dtype)
+    if options.no_copies:
+        model.masks.copies = None
     if options.past_end:
         model.eos_ids = frozenset()
     return evaluate(model, prompts, options.k, options.max_new_tokens, options.temperature)

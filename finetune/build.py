@@ -19,14 +19,15 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from finetune.card import completions, model_card
+from finetune.copying import fit_copies
 from finetune.corpus import Document, collect, split
 from finetune.distill import distill
 from finetune.evaluate import evaluate
-from finetune.masks import state_of, train_masks
+from finetune.masks import own_texts, state_of, train_masks
 from finetune.pack import lone_prompts, pack, prompt_windows, read_meta
 from finetune.pretrain import FUNCTIONS, heldout_batches, heldout_loss, new_base, pretrain
 from finetune.recipe import Recipe
-from finetune.state import load_state, made, replace_folder, save_state
+from finetune.state import Log, load_state, made, replace_folder, save_state
 from finetune.tokenizer import train_tokenizer
 from finetune.track import Trackers
 from space_core.checkpoint import MANIFEST, load, save
@@ -73,6 +74,10 @@ def build(
     texts += distill(lm, prompts.alone, recipe.distill, run / "alone", recipe.seed)
     start = _masks_to_go_on_from(recipe, run)
     model = train_masks(lm, tokenizer, texts, watched, recipe.masks, run, recipe.seed, start, trackers)
+    if recipe.masks.copies and recipe.masks.method == "gated":
+        draw = own_texts(texts, recipe.masks.batch)
+        told = fit_copies(model, draw, recipe.masks.copies, recipe.masks, recipe.seed)
+        Log(run / "log.jsonl", "copies", -1, trackers).write(0, **told)
 
     model.name = recipe.name
     written = [tokenizer.decode(ids) for ids in watched]

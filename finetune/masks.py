@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +40,12 @@ from space_core.adapter import GatedAdapter
 from space_core.cache import additive, cache_argument
 from space_core.errors import SpaceError
 from space_core.layout import Layout
+from space_core.lookup import Lookup
 from space_core.metrics import tokens_per_call
 from space_core.model import Masks, SpaceModel, split_head
 from space_core.sampler import SamplerHead
 
+NOWHERE = torch.zeros((), dtype=torch.long)
 UNTOLD = 0.2
 """Share of the loss of guesses that were not told the token in front of them, beside a sampler head."""
 Draw = Callable[[int, torch.Generator], Any]
@@ -404,25 +406,76 @@ def guess_loss(
     return (loss * weights).sum() / team.sum(weights.sum()).clamp_min(1e-6)
 
 
+class Behind(NamedTuple):
+    """Masks of dense groups behind a batch of texts, and what they have to guess.
+
+    Attributes:
+        anchors: the rows that the groups stand behind, in order.
+        hidden: of the masks, group by group, as they reach the head. float [batch, groups · k, hidden]
+        before: the token in front of the one to guess. int64 [batch, groups · k]
+        own: the base's own logits at the masks' positions. float [batch, groups · k, V]
+        text: the token to guess, likewise; for the first of a group what the base writes may be another.
+        known: whether there is one: behind the text there is none. bool [batch, groups · k]
+    """
+
+    anchors: tuple[int, ...]
+    hidden: Tensor
+    before: Tensor
+    own: Tensor
+    text: Tensor
+    known: Tensor
+
+    def copied(self, sequences: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """What the texts up to each group say of the tokens behind it, as decoding would ask them.
+
+        Args:
+            sequences: the batch's. int64 [batch, length]
+
+        Returns:
+            The tokens, and how many in front of each matched (0: none did). int64 [batch, groups · k] twice.
+        """
+        found = []
+        for sequence, row in zip(sequences.tolist(), self.before.cpu(), strict=True):
+            lookup, read = Lookup([]), 0
+            for group, anchor in enumerate(self.anchors):
+                lookup.extend(sequence[read : anchor + 1])
+                read = anchor + 1
+                follow = lookup.follow((), NOWHERE)
+                found += [follow(before) for before in row[group * k : (group + 1) * k]]
+        tokens, lengths = torch.tensor(found).view(len(sequences), -1, 2).unbind(-1)
+        return tokens.to(self.before.device), lengths.to(self.before.device)
+
+
 class Gated:
-    """The gated method on sequences of one length with prompts of one length."""
+    """The gated method on sequences of one length with prompts of one length.
+
+    Args:
+        masks: that are there already, and not to be trained; None: new ones.
+    """
 
     team: Team = ALONE
 
-    def __init__(self, lm: Any, plan: MaskTraining, seed: int) -> None:
+    def __init__(self, lm: Any, plan: MaskTraining, seed: int, masks: Masks | None = None) -> None:
         self.lm, self.plan = lm.eval().requires_grad_(False), plan
         self.base, self.head = split_head(self.lm)
         if plan.sampler and self.head is None:
             raise TrainingError(
                 f"{type(lm).__name__} changes its logits behind its head: train it without a sampler head"
             )
-        self.trained = GatedMasks(lm, plan, seed)
+        self.trained: Any = GatedMasks(lm, plan, seed) if masks is None else masks
 
     def loss(self, batch: Any, random: torch.Generator) -> tuple[Tensor, int]:
         """Mean cross-entropy of the masks of dense groups.
 
         batch: an `Own`; what stands behind a sequence's end is no target.
         """
+        seen = self.behind(batch, random)
+        first = torch.arange(len(seen.known[0]), device=seen.known.device) % self.plan.k == 0
+        loss = self._guess_loss(seen.hidden, seen.before, seen.own, seen.text, first, seen.known.float())
+        return loss, int(seen.known.sum())
+
+    def behind(self, batch: Own, random: torch.Generator) -> Behind:
+        """Dense groups behind the texts of a batch, and what they have to guess."""
         lm, plan, trained = self.lm, self.plan, self.trained
         prompt, sequences, ends = batch
         rows, length = sequences.shape
@@ -447,8 +500,15 @@ class Gated:
         known = offsets + 1 < ends.to(device)[:, None]
         places = offsets.clamp(max=length - 2)
         own, text = real.logits[:, places], sequences[:, places + 1]
-        loss = self._guess_loss(hidden, sequences[:, places], own, text, slots == 0, known.float())
-        return loss, int(known.sum())
+        return Behind(anchors, hidden, sequences[:, places], own, text, known)
+
+    def told(self, hidden: Tensor, before: Tensor) -> Tensor:
+        """Hidden states of masks that were told the token in front of what they guess."""
+        sampler = self.trained.sampler
+        if sampler is None:
+            return hidden
+        moved: Tensor = sampler(hidden.to(sampler.outer.weight), self.lm.get_input_embeddings()(before))
+        return moved.to(hidden)
 
     def _guess_loss(
         self, hidden: Tensor, before: Tensor, own: Tensor, text: Tensor, first: Tensor, known: Tensor
@@ -456,13 +516,11 @@ class Gated:
         """`guess_loss` of hidden states. before: the token before each target. int64 [batch, groups · k]"""
 
         def of(states: Tensor) -> Tensor:
-            return guess_loss(self._logits(states).float(), own, text, first, known, self.plan, self.team)
+            return guess_loss(self.logits(states).float(), own, text, first, known, self.plan, self.team)
 
-        sampler = self.trained.sampler
-        if sampler is None:
+        if self.trained.sampler is None:
             return of(hidden)
-        told = sampler(hidden.to(sampler.outer.weight), self.lm.get_input_embeddings()(before))
-        return (1 - UNTOLD) * of(told.to(hidden)) + UNTOLD * of(hidden)
+        return (1 - UNTOLD) * of(self.told(hidden, before)) + UNTOLD * of(hidden)
 
     def _hidden(self, **inputs: Any) -> Tensor:
         """Hidden states of the rows, or their logits where the model has no plain head."""
@@ -470,7 +528,8 @@ class Gated:
             return self.lm(**inputs, use_cache=True).logits
         return self.base(**inputs, use_cache=True).last_hidden_state
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of what `_hidden` gave."""
         return hidden if self.head is None else self.head(hidden)
 
     def model(self, tokenizer: Any) -> SpaceModel | None:

@@ -270,7 +270,7 @@ class PackedGated(Gated):
                 position_ids=rows.positions,
                 **{cache_argument(self.lm): cache},
             )
-            own = self._logits(real.gather(1, at[:, :, None].expand(-1, -1, real.shape[-1])))
+            own = self.logits(real.gather(1, at[:, :, None].expand(-1, -1, real.shape[-1])))
         slots = torch.arange(plan.k, device=device).repeat(at.shape[1] // plan.k)
         with self._with_masks():
             hidden = self._hidden(

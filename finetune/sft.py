@@ -19,8 +19,9 @@ import torch
 
 from finetune.card import sft_card
 from finetune.chat import Renderer, Sample, render_all
+from finetune.copying import fit_copies
 from finetune.data import Conversation, DataError, read_data
-from finetune.distill import continuations
+from finetune.distill import Own, continuations
 from finetune.evaluate import figures
 from finetune.masks import train
 from finetune.packed import Batches, PackedGated, PackedPaper
@@ -58,6 +59,7 @@ class Sft:
         rank: of the gated adapter.
         sampler: width of the sampler head, for the gated method; 0 trains none. There is none either
             where a base changes its logits behind its head, or has its weights spread over processes.
+        copies: samples on which the table of copies is fitted at the end, for the gated method; 0 fits none.
         targets: modules it updates, by name; empty: those that write to the residual stream.
         groups: dense groups drawn in each row at every step.
         until_fail, soft, p_ar: see `MaskTraining`.
@@ -88,6 +90,7 @@ class Sft:
     k: int = 5
     rank: int = 64
     sampler: int = 512
+    copies: int = 256
     targets: tuple[str, ...] = ()
     groups: int = 64
     until_fail: float = 0.2
@@ -132,7 +135,9 @@ class Sft:
         ):
             if getattr(self, name) < 1:
                 raise SettingError(name, f"{name} must be at least 1")
-        for name in ("steps", "max_length", "distil", "patience", "seed", "lr", "temperature", "sampler"):
+        for name in (
+            *("steps", "max_length", "distil", "patience", "seed", "lr", "temperature", "sampler", "copies"),
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingError(name, f"{name} must not be below 0, nor endless")
         for name in ("until_fail", "soft", "p_ar", "sampled_share", "warmup"):
@@ -216,6 +221,10 @@ def sft(
     if options.method == "paper":
         trained.lm.to(dtype)
         trained = SpaceModel(trained.lm, trained.tokenizer, trained.masks)
+    elif options.copies:
+        answers = [own for own in map(_last_answer, train_on[: options.copies]) if own]
+        told = fit_copies(trained, lambda index, random: answers[index], len(answers), plan, options.seed)
+        Log(run / "log.jsonl", "copies", -1, trackers).write(0, **told)
     trained.name = out.name
     result, _ = figures(trained, prompts, plan.k, plan.evaluate_tokens)
     about = {
@@ -378,6 +387,16 @@ def _own_words(options: Sft, model: SpaceModel, samples: list[Sample], run: Path
     return found
 
 
+def _last_answer(sample: Sample) -> Own | None:
+    """A sample up to the end of its last answer, as what the model wrote; None where that is no text."""
+    learn = sample.learn.tolist()
+    if True not in learn:
+        return None
+    end = len(learn) - learn[::-1].index(True)
+    start = next((i for i in range(end - 1, 0, -1) if not learn[i - 1]), 1)
+    return Own.of(start, sample.ids[None, :end]) if end - start > 1 else None
+
+
 def _plan(options: Sft, model: SpaceModel, batches: Batches, team: Team) -> MaskTraining:
     steps = options.steps or math.ceil(batches.until(options.epochs) / options.accumulate)
     gated = options.method == "gated"
@@ -388,6 +407,7 @@ def _plan(options: Sft, model: SpaceModel, batches: Batches, team: Team) -> Mask
         method=options.method,
         rank=options.rank,
         sampler=options.sampler if gated and model.has_plain_head and not team.sharded else 0,
+        copies=options.copies if gated else 0,
         targets=options.targets or (target_modules(model.lm) if gated else ()),
         groups=options.groups,
         until_fail=options.until_fail,

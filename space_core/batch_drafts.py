@@ -14,17 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from space_core.decoders import HOPELESS, Guessed, _Run, hopeful, surest
+from space_core.decoders import HOPELESS, Drafts, Guessed, _Run, hopeful, surest
 from space_core.layout import Layout
+from space_core.lookup import Follow
 from space_core.model import Judged
 from space_core.verify import Verdict, draw, likeliest
 
 
 @torch.inference_mode()
 def draft(
-    runs: Sequence[_Run], judged: Sequence[Judged], verdicts: Sequence[Verdict], layouts: Sequence[Layout]
+    runs: Sequence[_Run],
+    judged: Sequence[Judged],
+    verdicts: Sequence[Verdict],
+    layouts: Sequence[Layout],
+    drafts: Sequence[Drafts],
 ) -> list[Guessed | None]:
-    """Guesses from the mask rows of the groups that the verdicts chose.
+    """Guesses from the mask rows of the groups that the verdicts on the drafts chose.
 
     Returns:
         For each run, in their order; None where the call had no masks for it.
@@ -41,8 +46,12 @@ def draft(
     if places:
         owns = torch.stack([verdicts[place].own for place in places])
         chosen = [runs[place] for place in places]
-        guess = _in_turn if judged[0].told else _at_once
-        for place, guessed in zip(places, guess(chosen, masks, owns), strict=True):
+        if judged[0].told:
+            follows = [runs[place].follow(drafts[place], verdicts[place].accepted) for place in places]
+            guesses = _in_turn(chosen, masks, owns, follows)
+        else:
+            guesses = _at_once(chosen, masks, owns)
+        for place, guessed in zip(places, guesses, strict=True):
             found[place] = guessed
     return found
 
@@ -62,11 +71,12 @@ def _at_once(runs: Sequence[_Run], masks: Sequence[Tensor], owns: Tensor) -> lis
     return [Guessed(*parts) for parts in zip(*columns, strict=True)]
 
 
-def _in_turn(runs: Sequence[_Run], masks: Sequence[Tensor], owns: Tensor) -> list[Guessed]:
-    """Guesses that are told the token in front of them. Arguments as above."""
+def _in_turn(
+    runs: Sequence[_Run], masks: Sequence[Tensor], owns: Tensor, follows: Sequence[Follow | None]
+) -> list[Guessed]:
+    """Guesses that are told the tokens in front of them. Arguments as above; what the texts say of these."""
     first, model = runs[0], runs[0].model
-    sampler, greedy = model.masks.sampler, first.settings.greedy
-    assert sampler is not None
+    sampler, copies, greedy = model.masks.sampler, model.masks.copies, first.settings.greedy
     flat, sizes = torch.cat(list(masks)), [len(rows) for rows in masks]
     starts = [0, *accumulate(sizes)]
     if not greedy:
@@ -76,14 +86,20 @@ def _in_turn(runs: Sequence[_Run], masks: Sequence[Tensor], owns: Tensor) -> lis
             sizes = [hopeful(part) for part in untold]
     # The longest first: those that go on are the first ones of those before, and no device waits.
     order = sorted((run for run, size in enumerate(sizes) if size), key=lambda run: -sizes[run])
-    step, before = sampler.steps(flat), owns[torch.tensor(order, dtype=torch.long, device=flat.device)]
+    before = owns[torch.tensor(order, dtype=torch.long, device=flat.device)]
+    step = None if sampler is None else sampler.steps(flat)
     first_rows = torch.tensor([starts[run] for run in order], dtype=torch.long, device=flat.device)
     chances = [1.0] * len(runs)
     told: list[list[tuple[Tensor, Tensor]]] = [[] for _ in runs]  # by steps: a token; how sure, or its law
     for slot in count():
         if not order:
             break
-        logits = model.logits(step(first_rows + slot, model.embed(before)))
+        rows = first_rows + slot
+        logits = model.logits(flat[rows] if step is None else step(rows, model.embed(before)))
+        for at, run in enumerate(order):
+            follow = follows[run]
+            if follow is not None and copies is not None:
+                copies.lean(logits[at : at + 1], slot, *follow(before[at : at + 1]))
         if greedy:
             tokens, of_each = likeliest(logits), surest(logits)
             if first.thrifty:

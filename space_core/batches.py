@@ -34,7 +34,6 @@ from space_core.cache import RaggedCache, additive
 from space_core.decoders import Drafts, _planner, _Run
 from space_core.errors import PromptError
 from space_core.layout import Layout
-from space_core.lookup import Lookup
 from space_core.model import Judged, SpaceModel
 from space_core.planner import Plan as PlannedCall
 from space_core.settings import MAX_NEW_TOKENS, Plan, Settings
@@ -175,7 +174,6 @@ class _Member:
     run: _Run
     last: int
     plan: PlannedCall
-    lookup: Lookup | None
     drafts: Drafts
     tried: Drafts
 
@@ -186,14 +184,15 @@ def decode(runs: Sequence[_Run], planner: BatchPlanner) -> Iterator[tuple[Step |
     start = model.clock()
     calls = Calls(model, len(runs))
     calls.read([run.prompt_ids for run in runs])
-    plain, auto = isinstance(planner, PlainBatch), isinstance(planner, AutoBatch)
+    plain = isinstance(planner, PlainBatch)
+    for run in () if plain else runs:
+        run.index()
     members = [
         _Member(
             place,
             run,
             run.prompt_ids[-1],
             PlannedCall(0, Layout.steady((0 if plain else min(settings.k, run.left - 1),))),
-            Lookup(run.prompt_ids) if auto else None,
             Drafts(),
             Drafts(),
         )
@@ -205,7 +204,7 @@ def decode(runs: Sequence[_Run], planner: BatchPlanner) -> Iterator[tuple[Step |
         steps: list[Step] = []
         stood, kept, asks = [], [], []
         verdicts = [m.run.verify(judged.real, m.drafts) for m, judged in zip(members, answers, strict=True)]
-        drafted = draft([m.run for m in members], answers, verdicts, layouts)
+        drafted = draft([m.run for m in members], answers, verdicts, layouts, [m.drafts for m in members])
         for m, layout, verdict, guessed in zip(members, layouts, verdicts, drafted, strict=True):
             accepted, own, guesses = m.run.fetch(verdict, guessed)
             emitted, stop = m.run.emit([*m.drafts.ids[:accepted], own])
@@ -229,11 +228,7 @@ def decode(runs: Sequence[_Run], planner: BatchPlanner) -> Iterator[tuple[Step |
                 continue
             m.last = emitted[-1]
             m.tried = guesses.first(len(layout.drafting_rows(accepted)))
-            copies: tuple[list[int], float] = [], 0.0
-            if m.lookup:
-                m.lookup.extend(emitted)
-                copies = m.run.copies(m.lookup)
-            ids, sure = copies
+            copies = ids, sure = m.run.copies(emitted)
             asks.append((m, copies, Ask(m.run.left, m.tried.sure, (sure,) * len(ids))))
         planner.learn(stood, sum(len(step.emitted) for step in steps))
         calls.cache.commit(kept)

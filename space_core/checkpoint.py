@@ -30,6 +30,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from space_core.adapter import GatedAdapter
+from space_core.copies import WEIGHTS as COPIES
+from space_core.copies import CopyBias
 from space_core.errors import CheckpointError
 from space_core.model import Masks, SpaceModel, best_device, probe, untrained_masks
 from space_core.placement import check_map, runs_on, weights_here
@@ -292,6 +294,9 @@ def _write(folder: Path, model: SpaceModel, base_id: str | None, about: dict[str
         masks.adapter.save(folder / PARTS, base_id)
     if masks.sampler is not None:
         masks.sampler.save(folder / PARTS)
+    if masks.copies is not None:
+        (folder / PARTS).mkdir(exist_ok=True)
+        masks.copies.save(folder / PARTS)
     # All that decides what is written: a tokenizer or configuration of another model is refused, too.
     files = sorted({path for kind in FILES for path in folder.glob(kind)} - {folder / MANIFEST})
     manifest = {
@@ -302,6 +307,7 @@ def _write(folder: Path, model: SpaceModel, base_id: str | None, about: dict[str
         "mask_embeddings": f"{PARTS}/{MASKS}" if masks.embeddings is not None else None,
         "adapter": PARTS if masks.adapter is not None else None,
         "sampler": f"{PARTS}/{SAMPLER}" if masks.sampler is not None else None,
+        "copies": f"{PARTS}/{COPIES}" if masks.copies is not None else None,
         "base": {"id": base_id, "revision": None},
         **about,
         "files": {path.relative_to(folder).as_posix(): sha256(path) for path in files},
@@ -342,12 +348,15 @@ def _masks(
     lm: Any, folder: Path, manifest: dict[str, Any] | None, token_id: int | None, k: int | None
 ) -> Masks:
     vocabulary, hidden = lm.get_input_embeddings().weight.shape
+    copies = None
+    if manifest and manifest.get("copies"):
+        copies = CopyBias.load(folder / PARTS).to(lm.get_input_embeddings().weight[:0])
     if token_id is None and manifest:
         token_id = manifest.get("mask_token_id")
     if token_id is not None:
         if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocabulary:
             raise CheckpointError(f"the mask token id must lie in 0..{vocabulary - 1}, not {token_id!r:.40}")
-        return Masks(k or (manifest["k"] if manifest else 5), "paper", token_id=token_id)
+        return Masks(k or (manifest["k"] if manifest else 5), "paper", token_id=token_id, copies=copies)
     if not manifest:
         return untrained_masks(lm, k or 5)
     try:
@@ -373,6 +382,7 @@ def _masks(
         embeddings=embeddings.to(device=runs_on(embed), dtype=embed.weight.dtype),
         adapter=adapter,
         sampler=head,
+        copies=copies,
     )
 
 

@@ -26,7 +26,7 @@ from space_core import cost
 from space_core.cache import BlockCache
 from space_core.errors import UnsupportedModelError
 from space_core.layout import Layout
-from space_core.lookup import Lookup
+from space_core.lookup import DeviceLookup, Follow, Lookup
 from space_core.memory import Memory
 from space_core.model import Judged, SpaceModel
 from space_core.planner import AutoPlanner, GridPlanner, Planner
@@ -92,23 +92,18 @@ def _space(run: _Run, planner: Planner) -> Iterator[Step]:
     last = list(prompt_ids[run.known :])
     layout = Layout.first(len(last), min(settings.k, run.left - 1))
     drafts = tried = Drafts()  # those that are judged, and those at hand, of which the planner chose them
-    lookup, sure = None, 0.0
+    start = model.clock()
+    run.index()
     while True:
-        start = model.clock()
-        if lookup is None and settings.plan is Plan.AUTO:
-            lookup = Lookup(prompt_ids)
         judged = model.call(layout, [*last, *drafts.ids], run.cache)
         verdict = run.verify(judged.real, drafts)
-        guessed = run.draft(judged, verdict, layout) if layout.n_masks else None
+        guessed = run.draft(judged, verdict, layout, drafts) if layout.n_masks else None
         accepted, own, guesses = run.fetch(verdict, guessed)
         run.cache.commit(run.length + accepted)
         emitted, stop = run.emit([*drafts.ids[:accepted], own])
         guesses = guesses.first(len(layout.drafting_rows(accepted)))
         planner.learn(run.stood(tried, len(drafts), accepted, own), len(emitted))
-        copies: list[int] = []
-        if lookup:
-            lookup.extend(emitted)
-            copies, sure = run.copies(lookup)
+        copies, sure = run.copies(emitted)
         if not stop:
             plan = planner.next(run.left, guesses.sure, (sure,) * len(copies) if copies else ())
             tried = run.copied(copies, sure) if plan.copied else guesses
@@ -130,6 +125,7 @@ def _space(run: _Run, planner: Planner) -> Iterator[Step]:
         )
         if stop:
             return
+        start = model.clock()
         last, drafts, layout = emitted[-1:], chosen, plan.layout
 
 
@@ -221,6 +217,8 @@ class _Run:
         self.thrifty = settings.plan is Plan.AUTO and model.device.type == "cpu"
         """Whether guesses end where they have become hopeless."""
         self.judge = verify_block if settings.verification is Verification.BLOCK else verify_sampled
+        self.lookup: Lookup | None = None
+        self.device_lookup: DeviceLookup | None = None
 
     def __enter__(self) -> _Run:
         return self
@@ -257,15 +255,30 @@ class _Run:
         uniforms = self.uniforms(1 + len(drafts), p)
         return self.judge(p, p[:0] if drafts.q is None else drafts.q, tokens, uniforms)
 
-    def draft(self, judged: Judged, verdict: Verdict, layout: Layout) -> Guessed:
-        """New drafts from the mask rows of the group that the verdict chose."""
+    def index(self) -> None:
+        """Note what stands where in the prompt, if copies of it serve as drafts or as evidence for them."""
+        on_cpu, told = self.model.device.type == "cpu", self.model.masks.copies is not None
+        if self.settings.plan is Plan.AUTO or (told and on_cpu):
+            self.lookup = Lookup(self.prompt_ids)
+        if told and not on_cpu:
+            self.device_lookup = DeviceLookup(self.prompt_ids, self.model.device)
+
+    def follow(self, drafts: Drafts, accepted: Tensor) -> Follow | None:
+        """What the text so far says of what may come behind the drafts that were accepted."""
+        if self.model.masks.copies is None:
+            return None
+        lookup = self.lookup if self.device_lookup is None else self.device_lookup
+        return None if lookup is None else lookup.follow(drafts.ids, accepted)
+
+    def draft(self, judged: Judged, verdict: Verdict, layout: Layout, drafts: Drafts) -> Guessed:
+        """New drafts from the mask rows of the group that the verdict on `drafts` chose."""
         masks = judged.masks(verdict.accepted)
         if judged.told:
             if self.model.device.type == "cpu":  # where looking costs nothing, no step is taken in vain
                 masks = masks[: len(layout.drafting_rows(int(verdict.accepted)))]
             if not len(masks):
                 return Guessed(self.no_tokens, masks[:, 0], masks[:, 0], None)
-            return self._draft_in_turn(judged, masks, verdict.own)
+            return self._draft_in_turn(judged, masks, verdict.own, self.follow(drafts, verdict.accepted))
         logits = judged.guesses(masks)
         if self.settings.greedy:
             sure = surest(logits)
@@ -274,7 +287,9 @@ class _Run:
         tokens = draw(q, self.uniforms(len(q), q))
         return Guessed(tokens, q.gather(-1, tokens[:, None])[:, 0], q.amax(-1), q)
 
-    def _draft_in_turn(self, judged: Judged, masks: Tensor, own: Tensor) -> Guessed:
+    def _draft_in_turn(
+        self, judged: Judged, masks: Tensor, own: Tensor, follow: Follow | None = None
+    ) -> Guessed:
         """Drafts that know the ones before. [n, hidden], int64 []"""
         if self.settings.greedy:
             chances = [1.0]
@@ -283,7 +298,7 @@ class _Run:
                 chances.append(chances[-1] * float(surest(logits)))
                 return chances[-1] < HOPELESS
 
-            tokens, logits = judged.chain(masks, own, likeliest, hopeless if self.thrifty else None)
+            tokens, logits = judged.chain(masks, own, likeliest, hopeless if self.thrifty else None, follow)
             sure = surest(logits)
             return Guessed(tokens, sure, sure, None)
         # How sure a draft is may not depend on the drafts drawn before it, or the planner would leave
@@ -298,7 +313,7 @@ class _Run:
             rows.append(self.distribution(logits))
             return draw(rows[-1], self.uniforms(1, rows[-1]))
 
-        tokens, _ = judged.chain(masks, own, choose)
+        tokens, _ = judged.chain(masks, own, choose, follow=follow)
         q = torch.cat(rows)
         sure = torch.cat([q[0].amax()[None], untold[1 : len(q)]])
         return Guessed(tokens, q.gather(-1, tokens[:, None])[:, 0], sure, q)
@@ -321,9 +336,16 @@ class _Run:
         )
         return int(flat[0]), int(flat[1]), drafts
 
-    def copies(self, lookup: Lookup) -> tuple[list[int], float]:
-        """What may follow by the text so far, and how sure each of it is."""
-        ids, sure = lookup.drafts(self.settings.k)
+    def copies(self, emitted: Sequence[int]) -> tuple[list[int], float]:
+        """Note what was emitted; then what may follow by the text so far, and how sure each of it is."""
+        if self.device_lookup is not None:
+            self.device_lookup.extend(emitted)
+        if self.lookup is None:
+            return [], 0.0
+        self.lookup.extend(emitted)
+        if self.settings.plan is not Plan.AUTO:
+            return [], 0.0
+        ids, sure = self.lookup.drafts(self.settings.k)
         if self.model.mask_token_id in ids:  # where a prompt spells [M]
             ids = ids[: ids.index(self.model.mask_token_id)]
         return ids, sure

@@ -14,6 +14,7 @@ import torch
 from space_core.cache import BlockCache
 from space_core.errors import TraceError
 from space_core.layout import Layout
+from space_core.lookup import Lookup
 from space_core.model import Judged, SpaceModel
 from space_core.trace import Step, Trace
 
@@ -73,10 +74,11 @@ def guesses(model: SpaceModel, trace: Trace, call: int, top: int = TOP) -> tuple
     cache = BlockCache()
     if len(before) > 1:
         model.forward(Layout.plain(len(before) - 1), before[:-1], cache)
-    if model.masks.sampler is None:
+    if model.masks.sampler is None and model.masks.copies is None:
         logits = model.forward(layout, [before[-1], *step.drafts], cache)
     else:
-        logits = _told(model.call(layout, [before[-1], *step.drafts], cache), layout, step)
+        judged = model.call(layout, [before[-1], *step.drafts], cache)
+        logits = _told(judged, layout, step, Lookup(before))
     probabilities = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64).softmax(-1)
     _check(probabilities[: 1 + len(step.drafts)].cpu(), step, trace, model)
     best = probabilities.topk(min(top, probabilities.shape[-1]))
@@ -86,8 +88,8 @@ def guesses(model: SpaceModel, trace: Trace, call: int, top: int = TOP) -> tuple
     )
 
 
-def _told(judged: Judged, layout: Layout, step: Step) -> torch.Tensor:
-    """Logits of the judged rows, each mask told the token in front of its guess. [judged rows, V]
+def _told(judged: Judged, layout: Layout, step: Step, text: Lookup) -> torch.Tensor:
+    """Logits of the judged rows, each mask told the tokens in front of its guess. [judged rows, V]
 
     In the group that was chosen these are the tokens that were drafted; in the others what would have
     been, had the run gone there: the chain's own token, then the likeliest.
@@ -98,13 +100,15 @@ def _told(judged: Judged, layout: Layout, step: Step) -> torch.Tensor:
         if masks:
             place = layout.group_rows(group)
             rows = judged.rows(range(place.start, place.stop))
-            logits[place] = judged.chain(rows, own[group], lambda row: row.argmax(-1))[1]
+            follow = text.follow(step.drafts, torch.tensor(group))
+            logits[place] = judged.chain(rows, own[group], lambda row: row.argmax(-1), follow=follow)[1]
     drafts = step.new_drafts if step.new_draft_probs else ()  # copies have no probabilities, and no rows
     chosen = list(layout.drafting_rows(step.accepted))[: len(drafts)]
     if chosen:
         script = iter(torch.tensor(drafts, device=own.device)[:, None])
         last = torch.tensor(step.emitted[-1], device=own.device)
-        logits[chosen] = judged.chain(judged.rows(chosen), last, lambda row: next(script))[1]
+        follow = text.follow(step.drafts, torch.tensor(step.accepted))
+        logits[chosen] = judged.chain(judged.rows(chosen), last, lambda row: next(script), follow=follow)[1]
     return logits
 
 

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from space_core.adapter import GatedAdapter
 from space_core.cache import BlockCache, additive, cache_argument
+from space_core.copies import CopyBias
 from space_core.errors import PromptError, UnsupportedModelError
 from space_core.graphs import Graphs, wanted
 from space_core.layout import Layout
+from space_core.lookup import Follow
 from space_core.placement import devices, is_spread, runs_on, weights_here
 from space_core.products import Products
 from space_core.sampler import SamplerHead
@@ -52,6 +54,7 @@ class Masks:
         embeddings: one row per slot, for the others. [slots, hidden]
         adapter: low-rank update of the mask rows, or None.
         sampler: tells a mask's guess the token in front of it, or None.
+        copies: tells it what followed such tokens in the text so far, or None.
     """
 
     k: int
@@ -60,6 +63,7 @@ class Masks:
     embeddings: Tensor | None = None
     adapter: GatedAdapter | None = None
     sampler: SamplerHead | None = None
+    copies: CopyBias | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +106,8 @@ class Judged:
 
     @property
     def told(self) -> bool:
-        """Whether a guess is to be told the token in front of it."""
-        return self._model.masks.sampler is not None
+        """Whether a guess is to be told the tokens in front of it."""
+        return self._model.masks.sampler is not None or self._model.masks.copies is not None
 
     @torch.inference_mode()
     def masks(self, accepted: Tensor) -> Tensor:
@@ -140,6 +144,7 @@ class Judged:
         own: Tensor,
         choose: Callable[[Tensor], Tensor],
         end: Callable[[Tensor], bool] | None = None,
+        follow: Follow | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Guesses one after the other, each told the token in front of it.
 
@@ -148,16 +153,26 @@ class Judged:
             own: the token in front of the first. int64 []
             choose: a token from logits. float [1, V] → int64 [1]
             end: whether no further guess is wanted behind the one from these logits; None: never.
+            follow: what followed such tokens in the text so far; None: nothing is copied.
 
         Returns:
             The tokens, int64 [up to n], and the logits that they were chosen from, float [up to n, V].
         """
-        sampler = self._model.masks.sampler
-        assert sampler is not None
-        step, before = sampler.steps(masks), own[None]
+        sampler, copies = self._model.masks.sampler, self._model.masks.copies
+        if sampler is not None:
+            step = sampler.steps(masks)
+        else:
+            untold = self._model.logits(masks)
+        before = own[None]
         tokens, logits = [], []
         for row in range(len(masks)):
-            logits.append(self._model.logits(step(slice(row, row + 1), self._model.embed(before))))
+            here = slice(row, row + 1)
+            if sampler is None:
+                logits.append(untold[here])
+            else:
+                logits.append(self._model.logits(step(here, self._model.embed(before))))
+            if follow is not None and copies is not None:
+                copies.lean(logits[-1], row, *follow(before))
             before = choose(logits[-1])
             tokens.append(before)
             if end is not None and end(logits[-1]):

@@ -425,13 +425,15 @@ def test_guesses_made_together_are_those_of_each_alone(told, plan, temperature):
     model = told_model() if told else adapted()
     settings = Settings(k=3, max_new_tokens=30, temperature=temperature, plan=plan)
     members = runs(model, PROMPTS, settings)
+    for run in members:
+        run.index()
     calls = Calls(model, len(PROMPTS))
     calls.read(PROMPTS)
     layouts = [Layout.steady((masks,)) for masks in (1, 3, 0, 2)]
     answers = calls.run(layouts, [prompt[-1:] for prompt in PROMPTS])
     verdicts = [run.verify(judged.real, Drafts()) for run, judged in zip(members, answers, strict=True)]
     dice = [run.random.get_state() for run in members]
-    together = draft(members, answers, verdicts, layouts)
+    together = draft(members, answers, verdicts, layouts, [Drafts()] * len(PROMPTS))
     assert [guessed is None for guessed in together] == [False, False, True, False]
     lengths = set()
     for run, judged, verdict, layout, state, ours in zip(
@@ -441,7 +443,7 @@ def test_guesses_made_together_are_those_of_each_alone(told, plan, temperature):
             continue
         after = run.random.get_state()
         run.random.set_state(state)
-        alone = run.draft(judged, verdict, layout)
+        alone = run.draft(judged, verdict, layout, Drafts())
         assert torch.equal(run.random.get_state(), after)
         assert torch.equal(ours.tokens, alone.tokens)
         for one, other in ((ours.probs, alone.probs), (ours.sure, alone.sure), (ours.q, alone.q)):
@@ -462,9 +464,10 @@ def test_no_guesses_where_no_group_has_a_mask_behind_the_run():
         wrong.append((oracle(model.lm, prompt, 1)[0] + 1) % VOCABULARY)
     fed = [[prompt[-1], token] for prompt, token in zip(PROMPTS, wrong, strict=False)]
     answers = calls.run(layouts, fed)
+    drafts = [run.copied([token], 0.5) for run, token in zip(members, wrong, strict=True)]
     verdicts = [
-        run.verify(judged.real, run.copied([token], 0.5))
-        for run, judged, token in zip(members, answers, wrong, strict=True)
+        run.verify(judged.real, tried) for run, judged, tried in zip(members, answers, drafts, strict=True)
     ]
     assert [int(verdict.accepted) for verdict in verdicts] == [0, 0]
-    assert [len(guessed.tokens) for guessed in draft(members, answers, verdicts, layouts)] == [0, 0]
+    found = draft(members, answers, verdicts, layouts, drafts)
+    assert [len(guessed.tokens) for guessed in found] == [0, 0]

@@ -15,6 +15,7 @@ from space_core.cache import BlockCache
 from space_core.checkpoint import load, save
 from space_core.checks import chi_square
 from space_core.checks import quantile as limit
+from space_core.copies import CopyBias
 from space_core.cost import Costs
 from space_core.decoders import _Run
 from space_core.errors import CheckpointError
@@ -28,13 +29,14 @@ from space_core.trace import Trace
 
 
 def told_masks(lm, width=48, seed=2) -> Masks:
-    """Random masks and a random sampler head, strong enough to change what is drafted."""
+    """Random masks, sampler head and table of copies, strong enough to change what is drafted."""
     masks = trained_like_masks(lm)
     like = lm.get_input_embeddings().weight
     torch.manual_seed(seed)
     sampler = SamplerHead(like.shape[1], width).to(like)
     torch.nn.init.normal_(sampler.outer.weight, std=float(like.std()) * 3)
-    return dataclasses.replace(masks, sampler=sampler.requires_grad_(False))
+    copies = CopyBias(torch.rand(3, 5).to(like) * float(like.std()) * 40)
+    return dataclasses.replace(masks, sampler=sampler.requires_grad_(False), copies=copies)
 
 
 def told_model(architecture="Llama", dtype=torch.float64) -> SpaceModel:
@@ -167,8 +169,8 @@ def test_confidences_that_know_drawn_drafts_bend_the_law(monkeypatch):
     """Why the planner sees what the masks say untold: else it leaves drafts out for what they are."""
     honest = _Run._draft_in_turn
 
-    def leaks(run, judged, masks, own):
-        guessed = honest(run, judged, masks, own)
+    def leaks(run, judged, masks, own, follow):
+        guessed = honest(run, judged, masks, own, follow)
         return guessed if guessed.q is None else dataclasses.replace(guessed, sure=guessed.q.amax(-1))
 
     monkeypatch.setattr(_Run, "_draft_in_turn", leaks)
