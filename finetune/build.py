@@ -74,14 +74,17 @@ def build(
     texts += distill(lm, prompts.alone, recipe.distill, run / "alone", recipe.seed)
     start = _masks_to_go_on_from(recipe, run)
     model = train_masks(lm, tokenizer, texts, watched, recipe.masks, run, recipe.seed, start, trackers)
+    copies: dict[str, Any] = {}
     if recipe.masks.copies and recipe.masks.method == "gated":
         draw = own_texts(texts, recipe.masks.batch)
-        told = fit_copies(model, draw, recipe.masks.copies, recipe.masks, recipe.seed)
-        Log(run / "log.jsonl", "copies", -1, trackers).write(0, **told)
+        copies = fit_copies(model, draw, recipe.masks.copies, recipe.masks, recipe.seed)
 
     model.name = recipe.name
     written = [tokenizer.decode(ids) for ids in watched]
     figures = evaluate(model, written, recipe.masks.k, recipe.masks.evaluate_tokens)
+    if copies:
+        log = Log(run / "log.jsonl", "copies", -1, trackers)
+        log.write(recipe.masks.steps, tokens_per_call=figures["tokens_per_call"], **copies)
     about = {
         "name": recipe.name,
         "recipe": asdict(recipe),

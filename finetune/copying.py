@@ -76,13 +76,14 @@ def fit_copies(
         raise SpaceError("the table of copies cannot be fitted: the masks' logits are not finite")
     like = model.lm.get_input_embeddings().weight[:0]
     model.masks.copies = CopyBias(table.detach().float()).to(like)
-    return {"guesses": len(found), "loss_without": round(float(-right.mean()), 4), "loss": round(after, 4)}
+    before = float(-right.mean())
+    return {"guesses": len(found), "told_loss": round(after, 4), "untold_loss": round(before, 4)}
 
 
 def _examples(
     method: Gated, batch: Own, random: torch.Generator
 ) -> list[tuple[int, int, float, float, bool]]:
-    """Slot, length that matched, log-probabilities of the copied and the right token, whether they are one."""
+    """Slot, length that matched, log-probability of the copied and the right token, whether they are one."""
     k = method.plan.k
     with torch.no_grad():
         seen = method.behind(batch, random)

@@ -562,7 +562,10 @@ def test_it_stops_early_and_keeps_the_best(home, tmp_path, monkeypatch):
     more = ("--steps", "40", "--evaluate-every", "2", "--patience", "2", "--save-every", "2", "--no-distil")
     assert main(arguments(home, "Llama", tmp_path / "out", *more)) == 0
     run = tmp_path / "out-run"
-    assert log_of(run)[-1] | {"stage": ""} == {"stage": "", "step": 8, "stopped_early": True, "best_step": 4}
+    *_, last, copies = log_of(run)
+    assert last | {"stage": ""} == {"stage": "", "step": 8, "stopped_early": True, "best_step": 4}
+    assert copies["stage"] == "copies" and copies["told_loss"] < copies["untold_loss"]
+    assert (tmp_path / "out" / "space" / "copies.safetensors").is_file()
     best = load_state(run / "masks-gated-best.pt")
     saved = load_file(tmp_path / "out" / "space" / "masks.safetensors")["embeddings"]
     assert torch.equal(saved, best["trained"]["embeddings"])

@@ -189,6 +189,7 @@ def record(model: SpaceModel, prompts: Sequence[str] = PROMPTS, tokens: int = 96
             "method": model.masks.method,
             "k": model.k,
             "sampler": model.masks.sampler is not None,
+            "copies": model.masks.copies is not None,
         },
         "close": _close(model, close, call),
         "rounds": _rounds(model, wide),

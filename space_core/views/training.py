@@ -189,11 +189,15 @@ def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
     told = manifest if isinstance(manifest, dict) else {}
     recipe = _table(told, "recipe")
     shape, pretrain, masks = (_table(recipe, name) for name in ("base", "pretrain", "masks"))
-    distill, evaluation = _table(recipe, "distill"), _table(told, "evaluation")
-    earlier = _table(_table(told, "start"), "recipe")
-    rounds = [masks]
-    if pretrain.get("steps") == 0 and earlier:  # only the masks were taught on
-        pretrain, rounds = _table(earlier, "pretrain"), [_table(earlier, "masks"), masks]
+    evaluation, rounds, start = _table(told, "evaluation"), [recipe], _table(told, "start")
+    while pretrain.get("steps") == 0 and _table(
+        start, "recipe"
+    ):  # only the masks were taught on, if they were
+        rounds, start = [_table(start, "recipe"), *rounds], _table(start, "start")
+        pretrain = _table(rounds[0], "pretrain")
+    taught = [one for one in rounds if _table(one, "masks").get("steps") != 0] or rounds
+    distill = _table(taught[-1], "distill")
+    steps = [_grouped(_table(one, "masks").get("steps")) for one in taught]
     pairs = [
         ("recipe", recipe.get("name")),
         ("parameters", _grouped(told.get("parameters"))),
@@ -207,9 +211,10 @@ def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
                 ("rank", masks.get("rank")),
                 ("sampler head", masks.get("sampler") or None),
                 ("", masks.get("method")),
+                ("", "a table of copies" if masks.get("copies") else None),
             ),
         ),
-        ("masks’ steps", " + ".join(filter(None, (_grouped(one.get("steps")) for one in rounds)))),
+        ("masks’ steps", " + ".join(filter(None, steps))),
         ("logged time", f"{found.seconds / 60:.0f} minutes" if found.seconds else None),
         ("held-out loss", evaluation.get("heldout_loss")),
         ("bits per byte", evaluation.get("bits_per_byte")),

@@ -186,9 +186,14 @@ def _hits(asked: Sequence[Sequence[Sequence[Any]]], written: Sequence[str]) -> s
 
 
 TOLD = (
-    "(In this model a small head tells each guess the token in front of it when the guesses are read off. "
+    "(In this model each guess is told the token in front of it when the guesses are read off{}. "
     "That helps, and promises nothing.) "
 )
+
+
+def _told(masks: dict[str, Any]) -> str:
+    copies = ", and what followed the last few tokens where they stood before" if masks.get("copies") else ""
+    return TOLD.format(copies) if masks.get("sampler") else ""
 
 
 def _guess(told: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +204,7 @@ def _guess(told: dict[str, Any]) -> dict[str, Any]:
         "lead": [
             "The likeliest token of each mask becomes a draft for the next call. No mask knows what the "
             "others will say, so a later draft fits only where the earlier ones come true. "
-            + (TOLD if told["masks"].get("sampler") else "")
+            + _told(told["masks"])
             + "A draft stands if plain decoding would have written the same token there, and all drafts "
             "before it stand too.",
         ],
