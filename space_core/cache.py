@@ -81,7 +81,10 @@ class BlockCache(Cache):  # type: ignore[misc]
     @property
     def length(self) -> int:
         """Rows in the cache, the same in every layer that has any."""
-        return max((layer.length for layer in self.layers), default=0)
+        for layer in self.layers:
+            if layer.length:
+                return int(layer.length)
+        return 0
 
     def commit(self, length: int) -> None:
         """Keep the first `length` rows and forget what lies behind them."""

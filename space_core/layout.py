@@ -47,6 +47,7 @@ class Layout:
             raise ValueError("a group must stand behind a real row of the call")
 
     @classmethod
+    @lru_cache(maxsize=512)
     def plain(cls, n_real: int) -> Layout:
         """Real tokens only: what plain decoding feeds."""
         return cls(n_real)
@@ -57,6 +58,7 @@ class Layout:
         return cls(n_prompt, 0, (n_prompt - 1,), (k,))
 
     @classmethod
+    @lru_cache(maxsize=512)
     def steady(cls, masks: tuple[int, ...]) -> Layout:
         """The newest token, len(masks) - 1 drafts, and masks[g] masks behind g accepted drafts."""
         return cls(len(masks), len(masks) - 1, tuple(range(len(masks))), masks)

@@ -240,6 +240,8 @@ class SpaceModel:
         self._cache_argument = cache_argument(lm)
         self.products: Products | None = None
         """How linear layers multiply on a CPU; None: as torch does."""
+        self._waits = self.device.type != "cpu" or self._devices is not None
+        """Whether a clock has to wait for a device."""
         self.graphs: Graphs | None = None
         """Recorded calls, of which all lanes make use; None: each call is launched anew."""
 
@@ -374,6 +376,7 @@ class SpaceModel:
 
     def refresh(self) -> None:
         """Before each text: weights that were changed since they were laid out are multiplied as they are."""
+        self._waits = self.device.type != "cpu" or self._devices is not None
         if self.products:
             self.products.refresh()
 
@@ -444,7 +447,8 @@ class SpaceModel:
 
     def clock(self) -> float:
         """Seconds, with the device's work done; those of recording a call, once for each shape, left out."""
-        self.synchronize()
+        if self._waits:
+            self.synchronize()
         return time.perf_counter() - (0.0 if self.graphs is None else self.graphs.spent)
 
     def encode(self, text: str) -> list[int]:

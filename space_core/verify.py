@@ -54,8 +54,18 @@ def verify_greedy(choices: Tensor, drafts: Tensor) -> Verdict:
     """
     if not len(drafts):
         return Verdict(choices.new_zeros(()), choices[0])
-    accepted = (choices[:-1] == drafts).cumprod(0).sum()
+    if choices.device.type == "cpu":  # two short lists take a tenth of six small tensors' time
+        said, tried = choices.tolist(), drafts.tolist()
+        wrong = (i for i, draft in enumerate(tried) if draft != said[i])
+        stood = next(wrong, len(tried))
+        return Verdict(torch.tensor(stood), choices[stood])
+    accepted = _agreed(choices, drafts)
     return Verdict(accepted, _row(choices, accepted))
+
+
+def _agreed(choices: Tensor, drafts: Tensor) -> Tensor:
+    """How many drafts stand, where asking the host would mean waiting. int64 [d + 1], [d] → int64 []"""
+    return (choices[:-1] == drafts).cumprod(0).sum()
 
 
 def verify_sampled(p: Tensor, q: Tensor, drafts: Tensor, uniforms: Tensor) -> Verdict:

@@ -87,8 +87,8 @@ FAULTS = (
     Fault("a mask block too short", MODEL, "room = -(-past // MASK_BLOCK) * MASK_BLOCK", "room = past // MASK_BLOCK * MASK_BLOCK", LOSSLESS),
     Fault("values are written, keys are not", CACHE, "self.keys[:, :, start:end] = key_states", "self.keys[:, :, start : end - 1] = key_states[:, :, :-1]", LOSSLESS),
     # greedy judging
-    Fault("every draft stands", VERIFY, "(choices[:-1] == drafts).cumprod(0).sum()", "(choices[:-1] == choices[:-1]).cumprod(0).sum()", LOSSLESS),
-    Fault("drafts behind a wrong one stand", VERIFY, "(choices[:-1] == drafts).cumprod(0).sum()", "(choices[:-1] == drafts).sum()", LOSSLESS),
+    Fault("every draft stands", VERIFY, "if draft != said[i])", "if draft != draft)", LOSSLESS),
+    Fault("drafts behind a wrong one stand", VERIFY, "stood = next(wrong, len(tried))", "stood = len(tried) - sum(1 for _ in wrong)", LOSSLESS),
     Fault("the corrected token from the last row", VERIFY, "return Verdict(accepted, _row(choices, accepted))", "return Verdict(accepted, choices[-1])", LOSSLESS),
     Fault("the corrected token from the row before", VERIFY, "return Verdict(accepted, _row(choices, accepted))", "return Verdict(accepted, _row(choices, (accepted - 1).clamp(min=0)))", LOSSLESS),
     # sampling
