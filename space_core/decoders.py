@@ -61,7 +61,7 @@ def _vanilla(run: _Run) -> Iterator[Step]:
         start = model.clock()
         layout = Layout.plain(len(fed))
         judged = model.call(layout, fed, run.cache)
-        fed, stop = run.emit([run.own(judged.real)])
+        fed, stop = run.emit([run.undrafted(judged.real)])
         yield Step(tuple(fed), 0, (), layout.rows, model.clock() - start, stop=stop)
         if stop:
             return
@@ -254,8 +254,8 @@ class _Run:
         uniforms = self.uniforms(1 + len(drafts), p)
         return self.judge(p, p[:0] if drafts.q is None else drafts.q, tokens, uniforms)
 
-    def own(self, logits: Tensor) -> int:
-        """What follows where nothing was drafted. [1, V]"""
+    def undrafted(self, logits: Tensor) -> int:
+        """The token of a plain call. [1, V]"""
         if self.settings.greedy and logits.device.type == "cpu":  # two tensors fewer than a verdict
             return int(likeliest(logits))
         return int(self.verify(logits, Drafts()).own)
