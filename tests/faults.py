@@ -90,7 +90,7 @@ FAULTS = (
     Fault("every draft stands", VERIFY, "if draft != said[i])", "if draft != draft)", LOSSLESS),
     Fault("drafts behind a wrong one stand", VERIFY, "stood = next(wrong, len(tried))", "stood = len(tried) - sum(1 for _ in wrong)", LOSSLESS),
     Fault("the corrected token from the last row", VERIFY, "return Verdict(accepted, _row(choices, accepted))", "return Verdict(accepted, choices[-1])", LOSSLESS),
-    Fault("the corrected token from the row before", VERIFY, "return Verdict(accepted, _row(choices, accepted))", "return Verdict(accepted, _row(choices, (accepted - 1).clamp(min=0)))", LOSSLESS),
+    Fault("the corrected token from the row before", VERIFY, "return Verdict(torch.tensor(stood), choices[stood])", "return Verdict(torch.tensor(stood), choices[max(stood - 1, 0)])", LOSSLESS),
     # sampling
     Fault("<= for <, draft by draft", VERIFY, "uniforms[:d] * q_drafts < p_drafts", "uniforms[:d] * q_drafts <= p_drafts", SAMPLER, check=False),
     Fault("<= for <, as a block", VERIFY, "(uniforms[:d] < chances)", "(uniforms[:d] <= chances)", SAMPLER, check=False),

@@ -43,10 +43,10 @@ def written(monkeypatch):
 def test_the_tracker_hears_what_is_logged(home, tmp_path, written):  # noqa: F811
     out = tmp_path / "out"
     assert main(arguments(home, "Llama", out, "--no-distil", "--track", "tensorboard")) == 0
-    log = [row for row in log_of(tmp_path / "out-run") if row["stage"] == "masks-gated"]
+    log = [row for row in log_of(tmp_path / "out-run") if row["stage"] in ("masks-gated", "copies")]
     told = {(name, step): value for name, value, step in written["scalars"]}
     numbers = {
-        (f"masks-gated/{key}", row["step"]): value
+        (f"{row['stage']}/{key}", row["step"]): value
         for row in log
         for key, value in row.items()
         if key not in ("stage", "step")
