@@ -84,7 +84,7 @@ def build(
     figures = evaluate(model, written, recipe.masks.k, recipe.masks.evaluate_tokens)
     if copies:
         log = Log(run / "log.jsonl", "copies", -1, trackers)
-        log.write(recipe.masks.steps, tokens_per_call=figures["tokens_per_call"], **copies)
+        log.write(0, tokens_per_call=figures["tokens_per_call"], **copies)
     about = {
         "name": recipe.name,
         "recipe": asdict(recipe),

@@ -224,7 +224,7 @@ def sft(
     elif options.copies:
         answers = [own for own in map(_last_answer, train_on[: options.copies]) if own]
         told = fit_copies(trained, lambda index, random: answers[index], len(answers), plan, options.seed)
-        Log(run / "log.jsonl", "copies", -1, trackers).write(plan.steps, **told)
+        Log(run / "log.jsonl", "copies", -1, trackers).write(0, **told)
     trained.name = out.name
     result, _ = figures(trained, prompts, plan.k, plan.evaluate_tokens)
     about = {

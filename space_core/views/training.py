@@ -77,7 +77,9 @@ def curves(lines: Iterable[str]) -> Curves:
         row = _row(line)
         if row is None:
             continue
-        stage, step = row["stage"], row["step"]
+        # A table of copies is fitted on trained masks: what it brings stands behind their last step.
+        behind = row["stage"] == "copies" and stage.startswith("masks")
+        stage, step = row["stage"], row["step"] + (step if behind else 0)
         masks = stage.startswith("masks")
         for name, key in (
             ("masks" if masks else "base", "loss"),
