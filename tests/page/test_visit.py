@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
 from conftest import serve
+from playwright.sync_api import Page, expect
 from served import TIMEOUT, Server, choose_grid, prompt, race, set_number, text, under_way
 from test_replay import RECORDED
 from walking import learn, solve
