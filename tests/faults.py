@@ -59,6 +59,7 @@ LAYOUT, VERIFY, DECODERS, CACHE, MODEL = (
     f"space_core/{room}.py" for room in ("layout", "verify", "decoders", "cache", "model")
 )
 GRAPHS, RECORDED = "space_core/graphs.py", "test_graphs.py"
+LOOKUP, COPIES = "space_core/lookup.py", "test_copies.py"
 LOSSLESS, CHECKPOINT, SAMPLER = "test_lossless.py test_trust.py", "test_checkpoint.py", "test_verify.py"
 
 FAULTS = (
@@ -76,6 +77,16 @@ FAULTS = (
     # several sequences together
     Fault("a sequence throws another's dice", "space_core/batch_drafts.py", "runs[run].dice(1) for run in order", "runs[0].dice(1) for run in order", "test_batches.py", check=False),
     Fault("a guess is told another sequence's token", "space_core/batch_drafts.py", "before, first_rows, order = tokens[kept], ", "before, first_rows, order = tokens[-len(going) :], ", "test_batches.py", check=False),
+    # what the text so far says
+    Fault("what followed is taken one too early", LOOKUP, "return self._text[end], length", "return self._text[end - 1], length", COPIES, check=False),
+    Fault("the tokens in front are not heard", LOOKUP, "            tail.append(int(before))\n", "            tail[-1:] = [int(before)]\n", COPIES, check=False),
+    Fault("rejected drafts are asked about", LOOKUP, "*drafts[: int(accepted)]]", "*drafts]", COPIES, check=False),
+    Fault("a device asks about rejected drafts", LOOKUP, "accepted + torch.arange(most", "len(drafts) + torch.arange(most", COPIES, check=False),
+    Fault("a device takes the first that stood there", LOOKUP, "(equal * len(windows) + place)", "(equal * len(windows) - place)", COPIES, check=False),
+    Fault("a copy gains by another slot", "space_core/copies.py", "slot = min(slot, len(self._numbers) - 1)", "slot = 0", COPIES, check=False),
+    Fault("a copy gains by the next shorter match", "space_core/copies.py", "self._numbers[slot][length]  #", "self._numbers[slot][length - 1]  #", COPIES, check=False),
+    Fault("a batch's copies gain by another slot", "space_core/batch_drafts.py", "copies.lean(logits[at : at + 1], slot, ", "copies.lean(logits[at : at + 1], slot + 1, ", COPIES, check=False),
+    Fault("wrong copies are fitted as if right", "finetune/copying.py", "torch.where(same, gain, 0.0)", "gain", COPIES, check=False),
     # planning and teaching
     Fault("what calls take is not heard", "space_core/planner.py", "if self.timed and self._ran is not None:", "if False and self._ran is not None:", "test_planner.py test_batches.py", check=False),
     Fault("masks learn what stands behind a text's end", "finetune/masks.py", "masked_fill(ahead >= ends, -100)", "masked_fill(ahead > length, -100)", "test_finetune.py::test_beside_the_base_too_nothing_behind_the_end_of_a_text_is_a_target", check=False),
@@ -89,7 +100,7 @@ FAULTS = (
     # greedy judging
     Fault("every draft stands", VERIFY, "if draft != said[i])", "if draft != draft)", LOSSLESS),
     Fault("drafts behind a wrong one stand", VERIFY, "stood = next(wrong, len(tried))", "stood = len(tried) - sum(1 for _ in wrong)", LOSSLESS),
-    Fault("the corrected token from the last row", VERIFY, "return Verdict(accepted, _row(choices, accepted))", "return Verdict(accepted, choices[-1])", LOSSLESS),
+    Fault("the corrected token from the last row", VERIFY, "return Verdict(torch.tensor(stood), choices[stood])", "return Verdict(torch.tensor(stood), choices[-1])", LOSSLESS),
     Fault("the corrected token from the row before", VERIFY, "return Verdict(torch.tensor(stood), choices[stood])", "return Verdict(torch.tensor(stood), choices[max(stood - 1, 0)])", LOSSLESS),
     # sampling
     Fault("<= for <, draft by draft", VERIFY, "uniforms[:d] * q_drafts < p_drafts", "uniforms[:d] * q_drafts <= p_drafts", SAMPLER, check=False),

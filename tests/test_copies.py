@@ -136,6 +136,32 @@ def test_a_device_is_asked_without_the_host_and_says_the_same(told, temperature,
     assert [step.drafts for step in space_core.space(model, [3, 1, 4], request)] != here
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_sequences_of_a_batch_lean_each_on_its_own_text(told):
+    """Greedy drafts of a batch are those of each prompt alone, and others than without the table."""
+    model = told_model()
+    if not told:
+        model.masks.sampler = None
+    prompts = [[3, 1, 4, 3, 1], [5, 5, 5], [7, 2, 7, 2, 7]]
+    request = Settings(k=3, max_new_tokens=24, plan="grid")
+
+    def together():
+        drafts = [[] for _ in prompts]
+        for steps in space_core.batch(model, prompts, request):
+            for mine, step in zip(drafts, steps, strict=True):
+                mine += [step.drafts] if step else []
+        return drafts
+
+    def alone():
+        return [[step.drafts for step in space_core.space(model, prompt, request)] for prompt in prompts]
+
+    with_copies = together()
+    assert [mine[1:] for mine in with_copies] == [mine[1:] for mine in alone()]
+    model.masks.copies = None
+    without = together()
+    assert all(mine != other for mine, other in zip(with_copies, without, strict=True))
+
+
 def test_a_checkpoint_keeps_its_table(tmp_path):
     for name in ("told", "untold"):
         model = told_model()
