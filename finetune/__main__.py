@@ -121,7 +121,7 @@ def _add_sft(command: argparse.ArgumentParser) -> None:
         ("k", int, "masks of a group (5)"),
         ("rank", int, "of the adapter (64)"),
         ("sampler", int, "width of the sampler head; 0 trains none (512)"),
-        ("copies", int, "samples to fit the table of copies on; 0 fits none (256)"),
+        ("copy-samples", int, "samples to fit the table of copies on; 0 fits none (256)"),
         ("groups", int, "dense groups a row (64)"),
         ("until-fail", float, "weight of masks behind a wrong one (0.2)"),
         ("soft", float, "share of the loss against the base's distribution (0.3)"),

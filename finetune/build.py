@@ -75,9 +75,9 @@ def build(
     start = _masks_to_go_on_from(recipe, run)
     model = train_masks(lm, tokenizer, texts, watched, recipe.masks, run, recipe.seed, start, trackers)
     copies: dict[str, Any] = {}
-    if recipe.masks.copies and recipe.masks.method == "gated":
+    if recipe.masks.copy_batches and recipe.masks.method == "gated":
         draw = own_texts(texts, recipe.masks.batch)
-        copies = fit_copies(model, draw, recipe.masks.copies, recipe.masks, recipe.seed)
+        copies = fit_copies(model, draw, recipe.masks.copy_batches, recipe.masks, recipe.seed)
 
     model.name = recipe.name
     written = [tokenizer.decode(ids) for ids in watched]

@@ -25,6 +25,8 @@ def model_card(manifest: dict[str, Any], completed: str = "") -> str:
         does = "teaches the base together with its masks before they are trained alone"
         if not recipe["pretrain"]["steps"]:
             does = "leaves the base as it is: only its masks are taught on"
+            if not recipe["masks"]["steps"]:
+                does = "leaves base and masks as they are: only the table of copies is fitted"
         before = (
             f"\n\nIt goes on from an earlier round, `{start['name']}` of {start['made']['date']} "
             f"(`training_log_1.jsonl` and so on are the logs before), and\n{does}. "
@@ -43,9 +45,9 @@ tags: [code, space, speculative-decoding]
 # {manifest["name"]}
 
 {recipe["description"]} A Llama-shaped base of {manifest["parameters"] / 1e6:.1f} M parameters, with
-masks for SPACE (arXiv 2402.11809): method `{manifest["method"]}`, k = {manifest["k"]}. The folder opens with
-`AutoModelForCausalLM.from_pretrained` as the plain model, and with `space_core.load` as the same
-model with its masks.
+masks for SPACE (arXiv 2402.11809): method `{manifest["method"]}`, k = {manifest["k"]}{_told(manifest)}.
+The folder opens with `AutoModelForCausalLM.from_pretrained` as the plain model, and with `space_core.load`
+as the same model with its masks.
 
 Made by `python -m finetune build --recipe {manifest["name"]}` on {manifest["made"]["date"]}
 with torch {manifest["made"]["torch"]} and transformers {manifest["made"]["transformers"]};
@@ -77,6 +79,13 @@ weights are Apache-2.0.
 """
 
 
+def _told(manifest: dict[str, Any]) -> str:
+    """What guesses are told beside what masks see."""
+    parts = {"sampler": "a sampler head", "copies": "a table of copies"}
+    told = [what for name, what in parts.items() if manifest.get(name)]
+    return f", with {' and '.join(told)}" if told else ""
+
+
 def sft_card(manifest: dict[str, Any], whole: bool) -> str:
     """The card of what `sft` made. whole: the folder holds a model, not only SPACE's parts."""
     figures, options, base = manifest["evaluation"]["heldout_prompts"], manifest["sft"], manifest["base"]
@@ -90,8 +99,8 @@ def sft_card(manifest: dict[str, Any], whole: bool) -> str:
     front += [f"base_model: {base['id']}"] if on_hub else []
     if gated:
         what = (
-            "a low-rank adapter and mask embeddings that act on mask rows only. The base is untouched: with\n"
-            "SPACE it writes what it wrote before, in fewer calls"
+            f"a low-rank adapter and mask embeddings that act on mask rows only{_told(manifest)}.\n"
+            "The base is untouched: with SPACE it writes what it wrote before, in fewer calls"
         )
     else:
         what = (

@@ -74,8 +74,7 @@ def fit_copies(
         after = float(loss())
     if not torch.isfinite(table).all():
         raise SpaceError("the table of copies cannot be fitted: the masks' logits are not finite")
-    like = model.lm.get_input_embeddings().weight[:0]
-    model.masks.copies = CopyBias(table.detach().float()).to(like)
+    model.masks.copies = CopyBias(table.detach().float()).to(model.device)
     before = float(-right.mean())
     return {"guesses": len(found), "told_loss": round(after, 4), "untold_loss": round(before, 4)}
 

@@ -42,7 +42,7 @@ from space_core.errors import SpaceError
 from space_core.layout import Layout
 from space_core.lookup import Lookup
 from space_core.metrics import tokens_per_call
-from space_core.model import Masks, SpaceModel, split_head
+from space_core.model import Masks, SpaceModel, context_window, split_head
 from space_core.sampler import SamplerHead
 
 NOWHERE = torch.zeros((), dtype=torch.long)
@@ -413,15 +413,15 @@ class Behind(NamedTuple):
         anchors: the rows that the groups stand behind, in order.
         hidden: of the masks, group by group, as they reach the head. float [batch, groups · k, hidden]
         before: the token in front of the one to guess. int64 [batch, groups · k]
-        own: the base's own logits at the masks' positions. float [batch, groups · k, V]
+        real: likewise, of the base's own rows at the masks' positions. float [batch, groups · k, hidden]
         text: the token to guess, likewise; for the first of a group what the base writes may be another.
         known: whether there is one: behind the text there is none. bool [batch, groups · k]
     """
 
     anchors: tuple[int, ...]
     hidden: Tensor
+    real: Tensor
     before: Tensor
-    own: Tensor
     text: Tensor
     known: Tensor
 
@@ -471,7 +471,9 @@ class Gated:
         """
         seen = self.behind(batch, random)
         first = torch.arange(len(seen.known[0]), device=seen.known.device) % self.plan.k == 0
-        loss = self._guess_loss(seen.hidden, seen.before, seen.own, seen.text, first, seen.known.float())
+        with torch.no_grad():
+            own = self.logits(seen.real)
+        loss = self._guess_loss(seen.hidden, seen.before, own, seen.text, first, seen.known.float())
         return loss, int(seen.known.sum())
 
     def behind(self, batch: Own, random: torch.Generator) -> Behind:
@@ -483,7 +485,7 @@ class Gated:
         sequences = sequences.to(device)
         with torch.no_grad():
             cache = DynamicCache()
-            real = lm(sequences, use_cache=True, **{cache_argument(lm): cache})
+            real = self._hidden(input_ids=sequences, **{cache_argument(lm): cache})
         anchors = drawn_anchors(ends, prompt - 1, length - 2, plan.groups, random)
         layout = Layout(length, 0, anchors, (plan.k,) * len(anchors))
         offsets, slots = layout.offsets()[length:].to(device), layout.slots().to(device)
@@ -493,14 +495,14 @@ class Gated:
             hidden = self._hidden(
                 inputs_embeds=embeddings,
                 attention_mask=additive(sees, embeddings.dtype)[None, None],
-                position_ids=offsets[None].expand(rows, -1),
+                # Masks behind the text have no target, but may stand behind the model's last position.
+                position_ids=offsets.clamp(max=context_window(lm.config) - 1)[None].expand(rows, -1),
                 **{cache_argument(lm): cache},
             )
         # The mask at position t predicts the token behind it; behind the text there is no target.
         known = offsets + 1 < ends.to(device)[:, None]
         places = offsets.clamp(max=length - 2)
-        own, text = real.logits[:, places], sequences[:, places + 1]
-        return Behind(anchors, hidden, sequences[:, places], own, text, known)
+        return Behind(anchors, hidden, real[:, places], sequences[:, places], sequences[:, places + 1], known)
 
     def told(self, hidden: Tensor, before: Tensor) -> Tensor:
         """Hidden states of masks that were told the token in front of what they guess."""

@@ -88,11 +88,12 @@ class Distill:
 class MaskTraining:
     """Training of the masks.
 
-    `groups`, `until_fail`, `soft`, `sampler` and `copies` are for the gated method, `p_ar` for the paper's.
+    `groups`, `until_fail`, `soft`, `sampler` and `copy_batches` are for the gated method, `p_ar` for the
+    paper's.
 
     Attributes:
         sampler: width of the sampler head; 0 trains none.
-        copies: batches of own texts on which the table of copies is fitted at the end; 0 fits none.
+        copy_batches: of own texts on which the table of copies is fitted at the end; 0 fits none.
         groups: dense groups behind each text.
         until_fail: weight of a mask behind a wrong one, whose guess could not have stood (1: as any
             other).
@@ -110,7 +111,7 @@ class MaskTraining:
     rank: int = 32
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     sampler: int = 0
-    copies: int = 0
+    copy_batches: int = 0
     groups: int = 24
     until_fail: float = 1.0
     soft: float = 0.0

@@ -59,7 +59,7 @@ class Sft:
         rank: of the gated adapter.
         sampler: width of the sampler head, for the gated method; 0 trains none. There is none either
             where a base changes its logits behind its head, or has its weights spread over processes.
-        copies: samples on which the table of copies is fitted at the end, for the gated method; 0 fits none.
+        copy_samples: on which the table of copies is fitted at the end, for the gated method; 0 fits none.
         targets: modules it updates, by name; empty: those that write to the residual stream.
         groups: dense groups drawn in each row at every step.
         until_fail, soft, p_ar: see `MaskTraining`.
@@ -90,7 +90,7 @@ class Sft:
     k: int = 5
     rank: int = 64
     sampler: int = 512
-    copies: int = 256
+    copy_samples: int = 256
     targets: tuple[str, ...] = ()
     groups: int = 64
     until_fail: float = 0.2
@@ -136,7 +136,8 @@ class Sft:
             if getattr(self, name) < 1:
                 raise SettingError(name, f"{name} must be at least 1")
         for name in (
-            *("steps", "max_length", "distil", "patience", "seed", "lr", "temperature", "sampler", "copies"),
+            *("steps", "max_length", "distil", "patience", "seed", "lr", "temperature", "sampler"),
+            "copy_samples",
         ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingError(name, f"{name} must not be below 0, nor endless")
@@ -221,10 +222,13 @@ def sft(
     if options.method == "paper":
         trained.lm.to(dtype)
         trained = SpaceModel(trained.lm, trained.tokenizer, trained.masks)
-    elif options.copies:
-        answers = [own for own in map(_last_answer, train_on[: options.copies]) if own]
-        told = fit_copies(trained, lambda index, random: answers[index], len(answers), plan, options.seed)
-        Log(run / "log.jsonl", "copies", -1, trackers).write(0, **told)
+    elif options.copy_samples:
+        order = torch.randperm(len(train_on), generator=torch.Generator().manual_seed(options.seed)).tolist()
+        chosen = (_last_answer(train_on[index]) for index in order[: options.copy_samples])
+        answers = [own for own in chosen if own]
+        fitted = fit_copies(trained, lambda index, random: answers[index], len(answers), plan, options.seed)
+        if fitted:
+            Log(run / "log.jsonl", "copies", -1, trackers).write(0, **fitted)
     trained.name = out.name
     result, _ = figures(trained, prompts, plan.k, plan.evaluate_tokens)
     about = {
@@ -407,7 +411,6 @@ def _plan(options: Sft, model: SpaceModel, batches: Batches, team: Team) -> Mask
         method=options.method,
         rank=options.rank,
         sampler=options.sampler if gated and model.has_plain_head and not team.sharded else 0,
-        copies=options.copies if gated else 0,
         targets=options.targets or (target_modules(model.lm) if gated else ()),
         groups=options.groups,
         until_fail=options.until_fail,

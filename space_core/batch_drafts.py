@@ -1,8 +1,8 @@
 """New drafts for several sequences: one product of the model's head for all of them.
 
-Every sequence guesses what it would guess alone (`decoders._Run.draft`), with its own random numbers. Where a
-sampler head tells each guess the token in front of it, guesses come one after the other, but the first
-ones of all sequences together, then the second ones: a step reads the head's weights once.
+Every sequence guesses what it would guess alone (`decoders._Run.draft`), with its own random numbers. Where
+each guess is told the tokens in front of it, guesses come one after the other, but the first ones of all
+sequences together, then the second ones: a step reads the head's weights once.
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ def _in_turn(
     sampler, copies, greedy = model.masks.sampler, model.masks.copies, first.settings.greedy
     flat, sizes = torch.cat(list(masks)), [len(rows) for rows in masks]
     starts = [0, *accumulate(sizes)]
-    if not greedy:
+    plain = model.logits(flat) if sampler is None or not greedy else None
+    if not greedy and plain is not None:
         # As of a single run: how sure a draft is, and how many there are, may depend on no drawn token.
-        untold = torch.split(first.distribution(model.logits(flat)).amax(-1), sizes)
+        untold = torch.split(first.distribution(plain).amax(-1), sizes)
         if first.thrifty:
             sizes = [hopeful(part) for part in untold]
     # The longest first: those that go on are the first ones of those before, and no device waits.
@@ -95,7 +96,10 @@ def _in_turn(
         if not order:
             break
         rows = first_rows + slot
-        logits = model.logits(flat[rows] if step is None else step(rows, model.embed(before)))
+        if step is not None:
+            logits = model.logits(step(rows, model.embed(before)))
+        elif plain is not None:
+            logits = plain[rows]  # a copy, to which copies are added
         for at, run in enumerate(order):
             follow = follows[run]
             if follow is not None and copies is not None:

@@ -228,7 +228,8 @@ def decode(runs: Sequence[_Run], planner: BatchPlanner) -> Iterator[tuple[Step |
                 continue
             m.last = emitted[-1]
             m.tried = guesses.first(len(layout.drafting_rows(accepted)))
-            copies = ids, sure = m.run.copies(emitted)
+            m.run.note(emitted)
+            copies = ids, sure = m.run.copies()
             asks.append((m, copies, Ask(m.run.left, m.tried.sure, (sure,) * len(ids))))
         planner.learn(stood, sum(len(step.emitted) for step in steps))
         calls.cache.commit(kept)

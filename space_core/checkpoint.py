@@ -349,9 +349,9 @@ def _masks(
 ) -> Masks:
     vocabulary, hidden = lm.get_input_embeddings().weight.shape
     copies = None
-    if manifest and manifest.get("copies"):
-        copies = CopyBias.load(folder / PARTS).to(lm.get_input_embeddings().weight[:0])
     if token_id is None and manifest:
+        if manifest.get("copies"):
+            copies = CopyBias.load(folder / PARTS).to(runs_on(lm.get_input_embeddings()))
         token_id = manifest.get("mask_token_id")
     if token_id is not None:
         if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocabulary:

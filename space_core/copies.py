@@ -40,9 +40,8 @@ class CopyBias:
         wide = torch.cat([self.table.new_zeros(len(table), 1), self.table], dim=1)  # nothing matched: nothing
         self._wide, self._numbers = wide, wide.tolist()
 
-    def to(self, like: Tensor) -> CopyBias:
-        """On another tensor's device and in its format."""
-        return CopyBias(self.table.to(like))
+    def to(self, device: torch.device) -> CopyBias:
+        return CopyBias(self.table.to(device))
 
     def lean(self, logits: Tensor, slot: int, token: int | Tensor, length: int | Tensor) -> None:
         """Add to the logits of one guess, in place.

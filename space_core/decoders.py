@@ -102,7 +102,8 @@ def _space(run: _Run, planner: Planner) -> Iterator[Step]:
         emitted, stop = run.emit([*drafts.ids[:accepted], own])
         guesses = guesses.first(len(layout.drafting_rows(accepted)))
         planner.learn(run.stood(tried, len(drafts), accepted, own), len(emitted))
-        copies, sure = run.copies(emitted)
+        run.note(emitted)
+        copies, sure = run.copies()
         if not stop:
             plan = planner.next(run.left, guesses.sure, (sure,) * len(copies) if copies else ())
             tried = run.copied(copies, sure) if plan.copied else guesses
@@ -272,8 +273,10 @@ class _Run:
         """What the text so far says of what may come behind the drafts that were accepted."""
         if self.model.masks.copies is None:
             return None
-        lookup = self.lookup if self.device_lookup is None else self.device_lookup
-        return None if lookup is None else lookup.follow(drafts.ids, accepted)
+        if self.device_lookup is not None:
+            tokens = self.no_tokens if drafts.tokens is None else drafts.tokens
+            return self.device_lookup.follow(tokens, accepted)
+        return None if self.lookup is None else self.lookup.follow(drafts.ids, accepted)
 
     def draft(self, judged: Judged, verdict: Verdict, layout: Layout, drafts: Drafts) -> Guessed:
         """New drafts from the mask rows of the group that the verdict on `drafts` chose."""
@@ -312,7 +315,8 @@ class _Run:
         # How sure a draft is may not depend on the drafts drawn before it, or the planner would leave
         # those out because of what they are: all but the first are as sure as their mask was, told nothing.
         # Nor may the number of drafts.
-        untold = self.distribution(judged.guesses(masks)).amax(-1)
+        logits = judged.guesses(masks)
+        untold = self.distribution(logits).amax(-1)
         if self.thrifty:
             masks = masks[: hopeful(untold)]
         rows: list[Tensor] = []
@@ -321,7 +325,7 @@ class _Run:
             rows.append(self.distribution(logits))
             return draw(rows[-1], self.uniforms(1, rows[-1]))
 
-        tokens, _ = judged.chain(masks, own, choose, follow=follow)
+        tokens, _ = judged.chain(masks, own, choose, follow=follow, untold=logits)
         q = torch.cat(rows)
         sure = torch.cat([q[0].amax()[None], untold[1 : len(q)]])
         return Guessed(tokens, q.gather(-1, tokens[:, None])[:, 0], sure, q)
@@ -346,14 +350,16 @@ class _Run:
         probs, sure = tuple(flat[2 + n : 2 + 2 * n]), tuple(flat[2 + 2 * n :])
         return accepted, own, Drafts(ids, probs, sure, guessed.tokens, guessed.q)
 
-    def copies(self, emitted: Sequence[int]) -> tuple[list[int], float]:
-        """Note what was emitted; then what may follow by the text so far, and how sure each of it is."""
+    def note(self, emitted: Sequence[int]) -> None:
+        """Add what was emitted to what copies are taken from."""
+        if self.lookup is not None:
+            self.lookup.extend(emitted)
         if self.device_lookup is not None:
             self.device_lookup.extend(emitted)
-        if self.lookup is None:
-            return [], 0.0
-        self.lookup.extend(emitted)
-        if self.settings.plan is not Plan.AUTO:
+
+    def copies(self) -> tuple[list[int], float]:
+        """Drafts from the text so far, and how sure each of them is; none but where calls are planned."""
+        if self.lookup is None or self.settings.plan is not Plan.AUTO:
             return [], 0.0
         ids, sure = self.lookup.drafts(self.settings.k)
         if self.model.mask_token_id in ids:  # where a prompt spells [M]

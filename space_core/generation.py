@@ -481,6 +481,9 @@ class _Guided(_Run):
         q = p[:0] if drafts.q is None else drafts.q
         return self.judge(p, q, tokens, self.uniforms(1 + len(drafts), p))
 
+    def undrafted(self, logits: Tensor) -> int:
+        return int(self.verify(logits, Drafts()).own)
+
     def scores(self, logits: Tensor, drafts: Sequence[int]) -> Tensor:
         """Processed scores of the newest token's row and of each draft's, by its own prefix. [1 + d, V]"""
         scores = logits.to(torch.float32, copy=True)

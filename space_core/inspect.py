@@ -74,7 +74,7 @@ def guesses(model: SpaceModel, trace: Trace, call: int, top: int = TOP) -> tuple
     cache = BlockCache()
     if len(before) > 1:
         model.forward(Layout.plain(len(before) - 1), before[:-1], cache)
-    if model.masks.sampler is None and model.masks.copies is None:
+    if not model.masks.told:
         logits = model.forward(layout, [before[-1], *step.drafts], cache)
     else:
         judged = model.call(layout, [before[-1], *step.drafts], cache)

@@ -85,14 +85,15 @@ class DeviceLookup:
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append tokens."""
-        self._text = torch.cat([self._text, torch.tensor(tokens, device=self._text.device)])
+        more = torch.tensor(tokens, dtype=torch.long, device=self._text.device)
+        self._text = torch.cat([self._text, more])
 
-    def follow(self, drafts: Sequence[int], accepted: Tensor) -> Follow:
-        """As `Lookup.follow`; it answers with tensors, int64 []."""
+    def follow(self, drafts: Tensor, accepted: Tensor) -> Follow:
+        """As `Lookup.follow`, of drafts on the device, int64 [n]; it answers with tensors, int64 []."""
         text, most = self._text, LENGTHS[0]
         windows = text.unfold(0, most, 1)[:-1]  # what stands before each token of the text
         place = torch.arange(len(windows), device=text.device)
-        newest = torch.cat([text[-most:], torch.tensor(drafts, dtype=torch.long, device=text.device)])
+        newest = torch.cat([text[-most:], drafts])
         last = newest.index_select(0, accepted + torch.arange(most, device=text.device))
 
         def follow(before: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,11 @@ class Masks:
     sampler: SamplerHead | None = None
     copies: CopyBias | None = None
 
+    @property
+    def told(self) -> bool:
+        """Whether a guess is told anything of the tokens in front of it."""
+        return self.sampler is not None or self.copies is not None
+
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
@@ -107,7 +112,7 @@ class Judged:
     @property
     def told(self) -> bool:
         """Whether a guess is to be told the tokens in front of it."""
-        return self._model.masks.sampler is not None or self._model.masks.copies is not None
+        return self._model.masks.told
 
     @torch.inference_mode()
     def masks(self, accepted: Tensor) -> Tensor:
@@ -145,8 +150,9 @@ class Judged:
         choose: Callable[[Tensor], Tensor],
         end: Callable[[Tensor], bool] | None = None,
         follow: Follow | None = None,
+        untold: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Guesses one after the other, each told the token in front of it.
+        """Guesses one after the other, each told the tokens in front of it.
 
         Args:
             masks: of one group. [n, hidden]
@@ -154,23 +160,23 @@ class Judged:
             choose: a token from logits. float [1, V] → int64 [1]
             end: whether no further guess is wanted behind the one from these logits; None: never.
             follow: what followed such tokens in the text so far; None: nothing is copied.
+            untold: what `guesses` says of the masks, if it is known already.
 
         Returns:
             The tokens, int64 [up to n], and the logits that they were chosen from, float [up to n, V].
         """
         sampler, copies = self._model.masks.sampler, self._model.masks.copies
-        if sampler is not None:
-            step = sampler.steps(masks)
-        else:
+        step = None if sampler is None else sampler.steps(masks)
+        if step is None and untold is None:
             untold = self._model.logits(masks)
         before = own[None]
         tokens, logits = [], []
         for row in range(len(masks)):
             here = slice(row, row + 1)
-            if sampler is None:
-                logits.append(untold[here])
-            else:
+            if step is not None:
                 logits.append(self._model.logits(step(here, self._model.embed(before))))
+            elif untold is not None:
+                logits.append(untold[here].clone())  # copies are added to it
             if follow is not None and copies is not None:
                 copies.lean(logits[-1], row, *follow(before))
             before = choose(logits[-1])

@@ -59,13 +59,13 @@ def verify_greedy(choices: Tensor, drafts: Tensor) -> Verdict:
         wrong = (i for i, draft in enumerate(tried) if draft != said[i])
         stood = next(wrong, len(tried))
         return Verdict(torch.tensor(stood), choices[stood])
-    accepted = _agreed(choices, drafts)
+    return _verify_on_device(choices, drafts)
+
+
+def _verify_on_device(choices: Tensor, drafts: Tensor) -> Verdict:
+    """The same where the host would have to wait for lists."""
+    accepted = (choices[:-1] == drafts).cumprod(0).sum()
     return Verdict(accepted, _row(choices, accepted))
-
-
-def _agreed(choices: Tensor, drafts: Tensor) -> Tensor:
-    """How many drafts stand, where asking the host would mean waiting. int64 [d + 1], [d] → int64 []"""
-    return (choices[:-1] == drafts).cumprod(0).sum()
 
 
 def verify_sampled(p: Tensor, q: Tensor, drafts: Tensor, uniforms: Tensor) -> Verdict:

@@ -100,6 +100,8 @@ FAULTS = (
     # greedy judging
     Fault("every draft stands", VERIFY, "if draft != said[i])", "if draft != draft)", LOSSLESS),
     Fault("drafts behind a wrong one stand", VERIFY, "stood = next(wrong, len(tried))", "stood = len(tried) - sum(1 for _ in wrong)", LOSSLESS),
+    Fault("a device lets drafts behind a wrong one stand", VERIFY, "(choices[:-1] == drafts).cumprod(0).sum()", "(choices[:-1] == drafts).sum()", SAMPLER, check=False),
+    Fault("a device takes the corrected token from the last row", VERIFY, "return Verdict(accepted, _row(choices, accepted))", "return Verdict(accepted, choices[-1])", SAMPLER, check=False),
     Fault("the corrected token from the last row", VERIFY, "return Verdict(torch.tensor(stood), choices[stood])", "return Verdict(torch.tensor(stood), choices[-1])", LOSSLESS),
     Fault("the corrected token from the row before", VERIFY, "return Verdict(torch.tensor(stood), choices[stood])", "return Verdict(torch.tensor(stood), choices[max(stood - 1, 0)])", LOSSLESS),
     # sampling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_sampler import told_masks, told_model
-from tiny import ARCHITECTURES, oracle, output, tiny_lm, trained_like_masks
+from tiny import ARCHITECTURES, VOCABULARY, oracle, output, tiny_lm, trained_like_masks
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import space_core
+from finetune.__main__ import main as finetune
 from finetune.copying import PULL, fit_copies
 from finetune.distill import Own
 from finetune.masks import Gated
@@ -25,7 +28,7 @@ from space_core.decoders import _Run
 from space_core.errors import CheckpointError
 from space_core.layout import Layout
 from space_core.lookup import LENGTHS, DeviceLookup, Lookup
-from space_core.model import SpaceModel
+from space_core.model import Masks, SpaceModel
 from space_core.settings import Plan
 
 TOKENS = st.lists(st.integers(0, 3), max_size=24)
@@ -46,10 +49,11 @@ def what_followed(text, tail):
 def test_what_followed_such_tokens_last(text, more, drafts, accepted, told):
     """Both ways of asking against a search by hand, behind accepted drafts and tokens told one by one."""
     accepted = min(accepted, len(drafts))
-    lookups = Lookup(text), DeviceLookup(text, torch.device("cpu"))
-    for lookup in lookups:
+    here, device = Lookup(text), DeviceLookup(text, torch.device("cpu"))
+    for lookup in (here, device):
         lookup.extend(more)
-    follows = [lookup.follow(drafts, torch.tensor(accepted)) for lookup in lookups]
+    on_device = torch.tensor(drafts, dtype=torch.long)
+    follows = [here.follow(drafts, torch.tensor(accepted)), device.follow(on_device, torch.tensor(accepted))]
     tail = drafts[:accepted]
     for token in told:
         tail = [*tail, token]
@@ -66,12 +70,25 @@ def test_a_text_that_is_asked_stays_as_it_is():
     assert lookup.follow([], torch.tensor(0))(torch.tensor(7)) == (0, 0)  # what was told is no text yet
 
 
-def test_one_token_gains_by_slot_and_length():
+def test_a_device_is_never_waited_for():
+    """On tensors that have shapes and no numbers, asking for one is an error."""
+    with FakeTensorMode():
+        lookup = DeviceLookup([1, 2, 3, 1], torch.device("cpu"))
+        lookup.extend([2])
+        follow = lookup.follow(torch.zeros(3, dtype=torch.long), torch.zeros((), dtype=torch.long))
+        token, length = follow(torch.zeros(1, dtype=torch.long))
+        assert token.shape == length.shape == ()
+        with pytest.raises(DataDependentOutputException):
+            int(length)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_one_token_gains_by_slot_and_length(dtype):
     table = torch.arange(1.0, 11.0).view(2, 5)
     copies = CopyBias(table)
     for slot, length, gain in ((0, 1, 1), (0, 5, 5), (1, 2, 7), (4, 2, 7), (0, 0, 0)):
         for as_tensor in (False, True):
-            logits = torch.zeros(1, 9)
+            logits = torch.zeros(1, 9, dtype=dtype)
             said = map(torch.tensor, (3, length)) if as_tensor else (3, length)
             copies.lean(logits, slot, *said)
             assert logits[0].tolist() == [gain if token == 3 else 0 for token in range(9)]
@@ -114,9 +131,38 @@ def test_greedy_output_is_plain_decodings(architecture):
             assert output(space_core.space(model, prompt, request)) == oracle(lm, prompt, 24)
 
 
+def test_masks_of_the_papers_kind_and_a_head_that_cannot_be_taken_apart():
+    """[M] in the vocabulary is never drafted however often it stands in the text; logits are nobody's buffer."""
+    lm = tiny_lm("Llama", torch.float64)
+    table = told_masks(lm).copies
+    paper = SpaceModel(lm, None, Masks(3, "paper", VOCABULARY - 1, copies=table), eos_ids=())
+    whole = SpaceModel(lm, None, dataclasses.replace(trained_like_masks(lm), copies=table), eos_ids=())
+    whole._base, whole._head = None, None
+    for model in (paper, whole):
+        model.costs = told_model().costs
+        prompt = [3, VOCABULARY - 1, 4, 3, VOCABULARY - 1, 4]
+        plain = output(space_core.vanilla(model, prompt, Settings(max_new_tokens=24)))
+        for request in (Settings(k=3, max_new_tokens=24, plan=plan) for plan in Plan):
+            steps = list(space_core.space(model, prompt, request))
+            assert output(steps) == plain
+            assert model is whole or all(VOCABULARY - 1 not in step.drafts for step in steps)
+
+
+def test_generate_with_guesses_that_copy():
+    """transformers' `generate`, whose processors judge drafts by their own prefixes."""
+    model = told_model()
+    prompt = torch.tensor([[3, 1, 4, 3, 1]])
+    options = {"max_new_tokens": 24, "repetition_penalty": 1.3, "do_sample": False, "pad_token_id": 0}
+    plain = model.lm.generate(prompt, **options)
+    found = model.lm.generate(
+        prompt, custom_generate=space_core.generate, space=model, k=3, plan="grid", **options
+    )
+    assert torch.equal(found, plain)
+
+
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_a_device_is_asked_without_the_host_and_says_the_same(told, temperature, monkeypatch):
+def test_a_devices_lookup_gives_the_same_drafts(told, temperature, monkeypatch):
     model = told_model()
     if not told:
         model.masks.sampler = None
@@ -259,7 +305,34 @@ def test_the_fit_is_the_best_there_is():
                 assert worse + its > best + pull
 
 
+@pytest.mark.parametrize("architecture", ["GPT2", "OPT"])
+def test_a_text_that_fills_the_context_can_be_fitted_on(architecture):
+    """Masks behind it have no position of their own, and no target."""
+    lm = tiny_lm(architecture, torch.float32)
+    adapter = space_core.adapter.GatedAdapter(lm, ["out_proj" if architecture == "OPT" else "c_proj"], 2)
+    masks = dataclasses.replace(trained_like_masks(lm), adapter=adapter)
+    model = SpaceModel(lm, None, masks, eos_ids=())
+    text = Own.of(8, torch.arange(8).repeat(16)[None])
+    assert text.sequences.shape[1] == model.context
+    plan = MaskTraining(steps=1, batch=1, k=3, groups=200)
+    assert fit_copies(model, lambda index, random: text, 1, plan, seed=1)["guesses"] > 100
+
+
 def test_texts_that_never_repeat_themselves_give_no_table():
     texts = [Own.of(8, torch.arange(60).view(1, -1))]
     model, told = fitted(texts)
     assert told == {} and model.masks.copies is None
+
+
+def test_evaluate_tells_what_the_table_is_worth(tmp_path, capsys):
+    """On the bundled checkpoint and a prompt that repeats itself."""
+    line = "    self.first_name = first_name\n    self.last_name = last_name\n"
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": f"def __init__(self):\n{line * 2}"}) + "\n")
+    asked = ["--model", "assets/checkpoints/python-mini", "--prompts", str(tmp_path / "asked.jsonl")]
+    rates = []
+    for more in ([], ["--no-copies"]):
+        assert finetune(["evaluate", *asked, "--max-new-tokens", "48", *more]) == 0
+        figures = json.loads(capsys.readouterr().out)
+        assert figures["identical_to_vanilla"] == 1
+        rates.append(figures["tokens_per_call"])
+    assert rates[0] > rates[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_sampler import told_masks
 from tiny import output, tiny_lm, trained_like_masks
 
 import space_core
@@ -45,13 +46,15 @@ def gated(lm, targets=("q_proj", "down_proj")) -> SpaceModel:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Checkpoints in float64: a plain base without masks, masks alone, masks with a gated adapter."""
+    """Checkpoints in float64: a plain base without masks, masks alone, with a gated adapter, and told of the text."""
     made = {}
-    for name in ("untrained", "plain", "gated"):
+    for name in ("untrained", "plain", "gated", "told"):
         made[name] = folder = tmp_path_factory.mktemp("checkpoints") / name
         lm = tiny_lm("Llama")
         if name == "untrained":
             lm.save_pretrained(folder)
+        elif name == "told":
+            space_core.save(folder, SpaceModel(lm, None, told_masks(lm)))
         else:
             space_core.save(
                 folder, gated(lm) if name == "gated" else SpaceModel(lm, None, trained_like_masks(lm))
@@ -70,7 +73,7 @@ def facts(model: SpaceModel, settings: Settings) -> list:
 
 
 @pytest.mark.parametrize("disk", [LAYER, EMBEDDING, ALL], ids=["layer", "embedding", "all"])
-@pytest.mark.parametrize("kind", ["untrained", "plain", "gated"])
+@pytest.mark.parametrize("kind", ["untrained", "plain", "gated", "told"])
 def test_layers_on_disk_write_what_the_whole_model_writes(folders, kind, disk):
     whole, spread = opened(folders[kind]), opened(folders[kind], device_map=on_disk(*disk))
     meta = {name for name, p in spread.lm.named_parameters() if p.device.type == "meta"}

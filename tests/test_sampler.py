@@ -110,13 +110,13 @@ def test_several_prompts_at_once(architecture):
 
 
 class Shrewd:
-    """Judges all drafts or none, as the last ones' confidences say."""
+    """Judges all drafts or none, as the last ones' confidences say: whether they are above `line`."""
 
-    def __init__(self):
-        self.judged = {True: 0, False: 0}
+    def __init__(self, line):
+        self.line, self.judged = line, {True: 0, False: 0}
 
     def next(self, left, guesses, copies=()):
-        sure = len(guesses) > 1 and guesses[1] > 0.41
+        sure = len(guesses) > 1 and guesses[1] > self.line
         self.judged[sure] += bool(guesses)
         drafts = len(guesses) if sure else 0
         layout = Layout.steady((2,) * (drafts + 1)).within(left)
@@ -129,9 +129,11 @@ class Shrewd:
         pass
 
 
-def told_against_law(draws, monkeypatch, tokens=4):
+def told_against_law(draws, monkeypatch, prompt=(3, 1, 4), line=0.41, without=None):
     """(chi-square, its limit) of the text behind a prompt, under plans that look at all confidences."""
-    model, prompt, shrewd = told_model(dtype=torch.float32), [3, 1, 4], Shrewd()
+    model, tokens, shrewd = told_model(dtype=torch.float32), 4, Shrewd(line)
+    if without:
+        setattr(model.masks, without, None)
     monkeypatch.setattr("space_core.decoders._planner", lambda model, settings: shrewd)
     settings = {"k": 2, "max_new_tokens": tokens, "temperature": 0.8, "top_k": 3}
 
@@ -154,14 +156,19 @@ def told_against_law(draws, monkeypatch, tokens=4):
     return value, limit(freedom)
 
 
-def test_sampled_text_follows_the_models_distribution(monkeypatch):
-    value, most = told_against_law(800, monkeypatch)
+@pytest.mark.parametrize(
+    ("prompt", "line", "without"),
+    [((3, 1, 4), 0.41, "copies"), ((3, 4, 3, 4, 3), 0.434, None), ((3, 4, 3, 4, 3), 0.434, "sampler")],
+)
+def test_sampled_text_follows_the_models_distribution(monkeypatch, prompt, line, without):
+    """Behind a text that repeats itself, where copies gain, too."""
+    value, most = told_against_law(800, monkeypatch, prompt=prompt, line=line, without=without)
     assert value <= most
 
 
 @pytest.mark.slow
 def test_sampled_text_follows_the_models_distribution_at_full_size(monkeypatch):
-    value, most = told_against_law(25_000, monkeypatch)
+    value, most = told_against_law(25_000, monkeypatch, prompt=(3, 4, 3, 4, 3), line=0.434)
     assert value <= most
 
 

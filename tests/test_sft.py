@@ -565,6 +565,9 @@ def test_it_stops_early_and_keeps_the_best(home, tmp_path, monkeypatch):
     *_, last, copies = log_of(run)
     assert last | {"stage": ""} == {"stage": "", "step": 8, "stopped_early": True, "best_step": 4}
     assert copies["stage"] == "copies" and copies["told_loss"] < copies["untold_loss"]
+    told = json.loads((tmp_path / "out" / "space.json").read_text())["training_data"]["told"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert told.startswith("197 conversations") and told in card and "a table of copies" in card
     assert (tmp_path / "out" / "space" / "copies.safetensors").is_file()
     best = load_state(run / "masks-gated-best.pt")
     saved = load_file(tmp_path / "out" / "space" / "masks.safetensors")["embeddings"]

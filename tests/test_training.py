@@ -79,7 +79,11 @@ def test_where_only_masks_were_taught_on_the_bases_steps_are_told() -> None:
     assert told["masks’ steps"] == "100 + 300" and told["own outputs"] == "12"
     assert dict(training.facts(manifest, training.Curves()))["masks’ steps"] == "300"
     fitted = {
-        "recipe": {"pretrain": {"steps": 0}, "masks": {"steps": 0, "copies": 60}, "distill": {"prompts": 1}}
+        "recipe": {
+            "pretrain": {"steps": 0},
+            "masks": {"steps": 0, "copy_batches": 60},
+            "distill": {"prompts": 1},
+        }
     }
     told = dict(training.facts({**fitted, "start": {**manifest, "start": start}}, training.Curves()))
     assert told["base steps"] == "200, 8 windows each" and "a table of copies" in told["masks"]

@@ -330,6 +330,14 @@ def test_the_command_examines_a_model_and_says_so(folder, tmp_path, capsys):
     assert len(report["margins"][0]) == 10 and report["smallest_margin"] == min(report["margins"][0])
 
 
+def test_no_time_still_leaves_each_check_a_few_steps(folder, capsys):
+    assert main(command(folder, "--seconds", "0.001", "--json", "-")) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert not report["complete"] and len(report["checks"]) == len(checks.CHECKS)
+    cases = {check["name"]: check["cases"] for check in report["checks"]}
+    assert cases["greedy"] == 1 + checks.FEWEST and min(cases.values()) >= checks.FEWEST
+
+
 def test_the_command_finds_a_wrong_decoder(folder, monkeypatch, capsys):
     """Drafts that are taken on trust."""
     monkeypatch.setattr(

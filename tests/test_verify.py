@@ -18,7 +18,15 @@ from space_core.decoders import _Run
 from space_core.layout import Layout
 from space_core.lookup import Lookup
 from space_core.model import SpaceModel
-from space_core.verify import _agreed, block_law, draw, residual, verify_block, verify_greedy, verify_sampled
+from space_core.verify import (
+    _verify_on_device,
+    block_law,
+    draw,
+    residual,
+    verify_block,
+    verify_greedy,
+    verify_sampled,
+)
 
 
 def test_greedy_accepts_up_to_the_first_wrong_draft():
@@ -31,7 +39,8 @@ def test_greedy_accepts_up_to_the_first_wrong_draft():
         verdict = verify_greedy(torch.tensor(choices), torch.tensor(drafts, dtype=torch.long))
         assert (int(verdict.accepted), int(verdict.own)) == (accepted, own)
         if drafts:  # what a GPU computes instead
-            assert int(_agreed(torch.tensor(choices), torch.tensor(drafts))) == accepted
+            verdict = _verify_on_device(torch.tensor(choices), torch.tensor(drafts))
+            assert (int(verdict.accepted), int(verdict.own)) == (accepted, own)
 
 
 def test_draw_inverts_the_cumulative_sum_and_never_takes_a_zero():

@@ -192,9 +192,8 @@ def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
     recipe = _table(told, "recipe")
     shape, pretrain, masks = (_table(recipe, name) for name in ("base", "pretrain", "masks"))
     evaluation, rounds, start = _table(told, "evaluation"), [recipe], _table(told, "start")
-    while pretrain.get("steps") == 0 and _table(
-        start, "recipe"
-    ):  # only the masks were taught on, if they were
+    # Where the base was left as it is, what made it is told by the round that this one goes on from.
+    while pretrain.get("steps") == 0 and _table(start, "recipe"):
         rounds, start = [_table(start, "recipe"), *rounds], _table(start, "start")
         pretrain = _table(rounds[0], "pretrain")
     taught = [one for one in rounds if _table(one, "masks").get("steps") != 0] or rounds
@@ -213,7 +212,7 @@ def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
                 ("rank", masks.get("rank")),
                 ("sampler head", masks.get("sampler") or None),
                 ("", masks.get("method")),
-                ("", "a table of copies" if masks.get("copies") else None),
+                ("", "a table of copies" if masks.get("copy_batches") else None),
             ),
         ),
         ("masks’ steps", " + ".join(filter(None, steps))),

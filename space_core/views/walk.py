@@ -186,14 +186,18 @@ def _hits(asked: Sequence[Sequence[Sequence[Any]]], written: Sequence[str]) -> s
 
 
 TOLD = (
-    "(In this model each guess is told the token in front of it when the guesses are read off{}. "
-    "That helps, and promises nothing.) "
+    "(In this model each guess is told {} when the guesses are read off. That helps, and promises nothing.) "
 )
 
 
 def _told(masks: dict[str, Any]) -> str:
-    copies = ", and what followed the last few tokens where they stood before" if masks.get("copies") else ""
-    return TOLD.format(copies) if masks.get("sampler") else ""
+    """What its guesses are told beside what the masks see, if anything."""
+    told = []
+    if masks.get("sampler"):
+        told.append("the token in front of it")
+    if masks.get("copies"):
+        told.append("what followed the last few tokens where they stood before")
+    return TOLD.format(" and ".join(told)) if told else ""
 
 
 def _guess(told: dict[str, Any]) -> dict[str, Any]:
