@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from space_core.lookup import LENGTHS, DeviceLookup, Lookup
 from space_core.model import Masks, SpaceModel
 from space_core.settings import Plan
 
+ASSETS = Path(__file__).parent.parent / "assets"
 TOKENS = st.lists(st.integers(0, 3), max_size=24)
 
 
@@ -324,15 +326,14 @@ def test_texts_that_never_repeat_themselves_give_no_table():
     assert told == {} and model.masks.copies is None
 
 
-def test_evaluate_tells_what_the_table_is_worth(tmp_path, capsys):
-    """On the bundled checkpoint and a prompt that repeats itself."""
-    line = "    self.first_name = first_name\n    self.last_name = last_name\n"
-    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": f"def __init__(self):\n{line * 2}"}) + "\n")
-    asked = ["--model", "assets/checkpoints/python-mini", "--prompts", str(tmp_path / "asked.jsonl")]
+def test_evaluate_tells_what_the_table_is_worth(capsys):
+    """On the bundled checkpoint and prompts."""
+    asked = ["--model", str(ASSETS / "checkpoints/python-mini"), "--limit", "3", "--max-new-tokens", "64"]
+    asked += ["--prompts", str(ASSETS / "benchmarks/prompts.jsonl")]
     rates = []
     for more in ([], ["--no-copies"]):
-        assert finetune(["evaluate", *asked, "--max-new-tokens", "48", *more]) == 0
+        assert finetune(["evaluate", *asked, *more]) == 0
         figures = json.loads(capsys.readouterr().out)
-        assert figures["identical_to_vanilla"] == 1
+        assert figures["identical_to_vanilla"] == 3
         rates.append(figures["tokens_per_call"])
-    assert rates[0] > rates[1]
+    assert rates[0] > rates[1] + 0.1
