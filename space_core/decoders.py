@@ -257,7 +257,7 @@ class _Run:
 
     def undrafted(self, logits: Tensor) -> int:
         """The token of a plain call. [1, V]"""
-        if self.settings.greedy and logits.device.type == "cpu":  # two tensors fewer than a verdict
+        if self.settings.greedy and logits.device.type == "cpu":  # a few tensors fewer than a verdict
             return int(likeliest(logits))
         return int(self.verify(logits, Drafts()).own)
 

@@ -41,7 +41,8 @@ def likeliest(logits: Tensor) -> Tensor:
     torch 2.13, 2026-11-24).
     """
     if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(logits.detach().numpy().argmax(-1))
+        plain = logits.detach() if logits.requires_grad else logits
+        return torch.from_numpy(plain.numpy().argmax(-1))
     return logits.argmax(-1)
 
 
