@@ -49,7 +49,7 @@ REPEATS = 0.5
 BESIDE_COPIES = 0.3
 """Share of their worth that masks are believed to have there, to begin with."""
 PROBE_MASKS = 2
-TRUSTED, AGAIN = 6, 2
+TRUSTED, AGAIN = 4, 1
 """Calls that masks are given to show that tokens come cheaper with them, at first and when tried again."""
 FIRST_PAUSE, LONGEST_PAUSE = 6, 96
 """Calls without a mask before masks are tried again; doubled whenever that was in vain."""
@@ -311,7 +311,7 @@ class Experience:
     def __init__(self, k: int, trained: bool) -> None:
         self.k = k
         self.reliability = {False: Reliability(k), True: Reliability(k)}
-        guess = np.power(0.6 if trained else 0.2, np.arange(1, k + 1))  # holds for a few calls
+        guess = np.power(0.4 if trained else 0.2, np.arange(1, k + 1))  # holds for a few calls
         self.chances = Average(guess, weight=3.0)
         self.worth = {False: Average(guess, 3.0), True: Average(BESIDE_COPIES * guess, 3.0)}
 
