@@ -225,6 +225,8 @@ def test_a_checkpoint_keeps_its_head(tmp_path):
 
 def test_a_call_looked_into_shows_the_drafts_that_were_made():
     model = told_model()
+    costs = Costs({6: 1.05, 81: 1.2}, {1: 1.0})  # rows are cheap: planned calls have masks
+    model.costs = {True: costs, False: costs}
     for options in ({"plan": "grid"}, {"plan": "auto"}, {"plan": "grid", "temperature": 1.0}):
         seen = 0
         settings = Settings(k=3, max_new_tokens=20, **options)
