@@ -148,7 +148,7 @@ def table(told: dict[str, Any]) -> str:
     pairs, long = told["pairs"], told["long_tasks"]
     lines = [
         f"{told['page']}, {told['cores']} cores, load {told['load']}, {told['tokens_per_race'] // 2} tokens a "
-        f"lane, {len(pairs)} pairs of races, greedy.",
+        f"lane, {len(pairs)} pairs of races, greedy, {told['browser']}.",
         "",
         "| measured | | aimed at |",
         "|---|---|---|",
@@ -213,6 +213,7 @@ def measure(url: str, server: subprocess.Popen[str], options: argparse.Namespace
         browser.close()
     return {
         "page": chip,
+        "browser": Path(CHROMIUM or "").name,
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
         "tokens_per_race": tokens // len(pairs),
