@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from finetune.data import Conversation, DataError, Message
+from space_core.errors import first_line
 
 _MARKS = re.compile(r"\{%-?\s*generation\b")
 FEWEST = 2
@@ -210,8 +211,8 @@ class Renderer:
                 _plain(messages), tokenize=False, add_generation_prompt=generation
             )
         except (TemplateError, ValueError, TypeError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise DataError(f"{conversation.where}: the chat template refuses it: {lines[0][:160]}") from None
+            said = first_line(error)
+            raise DataError(f"{conversation.where}: the chat template refuses it: {said}") from None
         made = self.tokenizer(text, add_special_tokens=False, verbose=False)
         return [int(i) for i in made["input_ids"]]
 

@@ -49,11 +49,11 @@ def fit_copies(
     method, found = Gated(model.lm, plan, seed, model.masks), []
     for index in range(batches):
         random = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        found += _examples(method, draw(index, random), random)
-    if not found:
+        found.append(_examples(method, draw(index, random), random))
+    slots, lengths, copied, right, same = (torch.cat(column) for column in zip(*found, strict=True))
+    if not len(slots):
         return {}
-    slots, lengths, copied, right, same = (torch.tensor(column) for column in zip(*found, strict=True))
-    copied, right = copied.double().clamp(max=-1e-9), right.double()
+    copied = copied.clamp(max=-1e-9)
     table = torch.zeros(plan.k, max(LENGTHS), dtype=torch.float64, requires_grad=True)
     search = torch.optim.LBFGS([table], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -76,20 +76,22 @@ def fit_copies(
         raise SpaceError("the table of copies cannot be fitted: the masks' logits are not finite")
     model.masks.copies = CopyBias(table.detach().float()).to(model.device)
     before = float(-right.mean())
-    return {"guesses": len(found), "told_loss": round(after, 4), "untold_loss": round(before, 4)}
+    return {"guesses": len(slots), "told_loss": round(after, 4), "untold_loss": round(before, 4)}
 
 
 def _examples(
     method: Gated, batch: Own, random: torch.Generator
-) -> list[tuple[int, int, float, float, bool]]:
-    """Slot, length that matched, log-probability of the copied and the right token, whether they are one."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of each guess behind which something matched, on the CPU: its slot, the length that matched,
+    log-probability of the copied and of the right token, whether they are one. [guesses] each"""
     k = method.plan.k
     with torch.no_grad():
         seen = method.behind(batch, random)
         logits = method.logits(method.told(seen.hidden, seen.before)).float().log_softmax(-1)
     tokens, lengths = seen.copied(batch.sequences, k)
     slots = (torch.arange(tokens.shape[1], device=tokens.device) % k).expand_as(tokens)
-    of = [logits.gather(-1, wanted[..., None])[..., 0] for wanted in (tokens, seen.text)]
+    copied, right = (logits.gather(-1, of[..., None])[..., 0].double() for of in (tokens, seen.text))
     counts = seen.known & (lengths > 0)
-    columns = (slots, lengths, *of, tokens == seen.text)
-    return list(zip(*(column[counts].tolist() for column in columns), strict=True))
+    columns = slots, lengths, copied, right, tokens == seen.text
+    slots, lengths, copied, right, same = (column[counts].cpu() for column in columns)
+    return slots, lengths, copied, right, same

@@ -46,6 +46,7 @@ from space_core.model import Masks, SpaceModel, context_window, split_head
 from space_core.sampler import SamplerHead
 
 NOWHERE = torch.zeros((), dtype=torch.long)
+"""No draft was accepted."""
 UNTOLD = 0.2
 """Share of the loss of guesses that were not told the token in front of them, beside a sampler head."""
 Draw = Callable[[int, torch.Generator], Any]

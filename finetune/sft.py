@@ -30,7 +30,7 @@ from finetune.recipe import Distill, MaskTraining
 from finetune.state import Log, check_same, made, replace_folder, write_json
 from finetune.track import Trackers
 from space_core import checkpoint
-from space_core.errors import CheckpointError, SettingError
+from space_core.errors import CheckpointError, SettingError, first_line
 from space_core.model import SpaceModel
 from space_core.settings import MAX_K
 
@@ -136,8 +136,8 @@ class Sft:
             if getattr(self, name) < 1:
                 raise SettingError(name, f"{name} must be at least 1")
         for name in (
-            *("steps", "max_length", "distil", "patience", "seed", "lr", "temperature", "sampler"),
-            "copy_samples",
+            *("steps", "max_length", "distil", "patience", "seed"),
+            *("lr", "temperature", "sampler", "copy_samples"),
         ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingError(name, f"{name} must not be below 0, nor endless")
@@ -299,10 +299,9 @@ def push(folder: Path, repository: str) -> None:
         hub.create_repo(repository, exist_ok=True, private=True)
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="SPACE checkpoint")
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
             f"the checkpoint stands in {folder}, but the hub does not take it as {repository}: "
-            f"{lines[0][:200]}"
+            f"{first_line(error, 200)}"
         ) from None
 
 

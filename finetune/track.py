@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from space_core.errors import SettingError
+from space_core.errors import SettingError, first_line
 
 
 class Trackers:
@@ -45,8 +45,7 @@ class Trackers:
             except ImportError:
                 raise SettingError("track", f"{name} is not installed: pip install {name}") from None
             except Exception as error:  # a service's own: no account, no network, no right
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                raise SettingError("track", f"{name} does not start: {lines[0][:200]}") from None
+                raise SettingError("track", f"{name} does not start: {first_line(error, 200)}") from None
             self._all.append(tracker)
 
     def __call__(self, stage: str, step: int, values: dict[str, Any]) -> None:

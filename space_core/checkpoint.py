@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from space_core.adapter import GatedAdapter
 from space_core.copies import WEIGHTS as COPIES
 from space_core.copies import CopyBias
-from space_core.errors import CheckpointError
+from space_core.errors import CheckpointError, first_line
 from space_core.model import Masks, SpaceModel, best_device, probe, untrained_masks
 from space_core.placement import check_map, runs_on, weights_here
 from space_core.sampler import WEIGHTS as SAMPLER
@@ -173,7 +173,7 @@ def _open(folder: Path, name: str, dtype: torch.dtype, spread: dict[str, Any]) -
         except Exception as error:  # a stranger's files in the hands of code that is not ours
             if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
                 continue
-            raise CheckpointError(f"cannot open the model {name}: {_line(error)}") from None
+            raise CheckpointError(f"cannot open the model {name}: {first_line(error, 240)}") from None
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])[0]
             raise CheckpointError(f"the model {name} is incomplete: {missing} is missing")
@@ -216,7 +216,7 @@ def read_manifest(folder: Path, weights: bool = True) -> dict[str, Any] | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{MANIFEST} cannot be read: {_line(error)}") from None
+        raise CheckpointError(f"{MANIFEST} cannot be read: {first_line(error, 240)}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{MANIFEST}: format must be {FORMAT!r}")
     k, files, base = manifest.get("k"), manifest.get("files"), manifest.get("base")
@@ -362,7 +362,7 @@ def _masks(
     try:
         embeddings: Tensor = load_file(folder / PARTS / MASKS)["embeddings"]
     except (OSError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"the mask embeddings cannot be read: {_line(error)}") from None
+        raise CheckpointError(f"the mask embeddings cannot be read: {first_line(error, 240)}") from None
     if embeddings.ndim != 2 or not len(embeddings) or embeddings.shape[1] != hidden:
         raise CheckpointError(
             f"the masks do not fit the model: embeddings are {list(embeddings.shape)}, it needs [k, {hidden}]"
@@ -399,7 +399,7 @@ def fetch(name: str, revision: str | None = None, patterns: Sequence[str] = FILE
     try:
         here = folder.is_dir()
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name[:80]!r} names no checkpoint: {_line(error)}") from None
+        raise CheckpointError(f"{name[:80]!r} names no checkpoint: {first_line(error, 240)}") from None
     if here:
         if folder.resolve().name.endswith(SAVING):
             raise CheckpointError(f"{name} is a checkpoint whose saving was cut short: save it anew")
@@ -421,7 +421,7 @@ def fetch(name: str, revision: str | None = None, patterns: Sequence[str] = FILE
         )
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
         raise CheckpointError(
-            f"{name} is no folder here, and the hub does not give it: {_line(error)}"
+            f"{name} is no folder here, and the hub does not give it: {first_line(error, 240)}"
         ) from None
 
 
@@ -451,10 +451,7 @@ def find_device(name: str) -> torch.device:
             raise NotImplementedError(f"use one of {', '.join(DEVICES)}")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError) as error:
-        raise CheckpointError(f"device {name!r:.40} is not to be had here: {_line(error)}") from None
+        raise CheckpointError(
+            f"device {name!r:.40} is not to be had here: {first_line(error, 240)}"
+        ) from None
     return device
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:240] if text else type(error).__name__

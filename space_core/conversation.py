@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from space_core.errors import PromptError
+from space_core.errors import PromptError, first_line
 
 if TYPE_CHECKING:
     from space_core.model import SpaceModel
@@ -136,6 +136,5 @@ def _render(tokenizer: Any, messages: Sequence[Message], generation: bool) -> st
             to_json(messages), tokenize=False, add_generation_prompt=generation
         )
     except (TemplateError, ValueError, TypeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise PromptError(f"the chat template refuses it: {lines[0][:160]}") from None
+        raise PromptError(f"the chat template refuses it: {first_line(error)}") from None
     return str(text)

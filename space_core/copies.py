@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from space_core.errors import CheckpointError
+from space_core.errors import CheckpointError, first_line
 from space_core.lookup import LENGTHS
 
 WEIGHTS = "copies.safetensors"
@@ -75,8 +75,7 @@ class CopyBias:
         try:
             table: Tensor = load_file(folder / WEIGHTS)["table"]
         except (OSError, KeyError, SafetensorError) as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-            raise CheckpointError(f"the table of copies cannot be read: {line}") from None
+            raise CheckpointError(f"the table of copies cannot be read: {first_line(error)}") from None
         if table.ndim != 2 or not len(table) or table.shape[1] != max(LENGTHS):
             raise CheckpointError(
                 f"the table of copies is {list(table.shape)}, it needs [slots, {max(LENGTHS)}]"

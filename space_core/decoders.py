@@ -332,23 +332,23 @@ class _Run:
 
     def fetch(self, verdict: Verdict, guessed: Guessed | None) -> tuple[int, int, Drafts]:
         """Everything the host must know of a call, in one transfer: the call's only wait."""
-        n = 0 if guessed is None else len(guessed.tokens)
-        if guessed is None:
-            told = [verdict.accepted, verdict.own]
-        else:
-            told = [verdict.accepted, verdict.own, guessed.tokens, guessed.probs, guessed.sure]
+        told = [verdict.accepted, verdict.own]
+        if guessed is not None:
+            told += [guessed.tokens, guessed.probs, guessed.sure]
         if verdict.own.device.type == "cpu":  # nothing waits, and small tensors are read faster than joined
             flat = [number for part in told for number in part.view(-1).tolist()]
         else:  # float32 holds every id exactly: no vocabulary reaches 2**24
             flat = torch.cat([part.view(-1).float() for part in told]).tolist()
-        accepted, own, ids = int(flat[0]), int(flat[1]), tuple(map(int, flat[2 : 2 + n]))
+        accepted, own = int(flat[0]), int(flat[1])
         if guessed is None:
             return accepted, own, Drafts()
         if not math.isfinite(sum(flat)):
             dtype = self.model.dtype_name
             raise UnsupportedModelError(f"the model's logits overflow in {dtype}: load it in another dtype")
-        probs, sure = tuple(flat[2 + n : 2 + 2 * n]), tuple(flat[2 + 2 * n :])
-        return accepted, own, Drafts(ids, probs, sure, guessed.tokens, guessed.q)
+        n = len(guessed.tokens)
+        ids, probs, sure = flat[2 : 2 + n], flat[2 + n : 2 + 2 * n], flat[2 + 2 * n :]
+        drafts = Drafts(tuple(map(int, ids)), tuple(probs), tuple(sure), guessed.tokens, guessed.q)
+        return accepted, own, drafts
 
     def note(self, emitted: Sequence[int]) -> None:
         """Add what was emitted to what copies are taken from."""

@@ -38,3 +38,8 @@ class TraceError(SpaceError):
 
 class ResultError(SpaceError):
     """A benchmark's result file is missing, or is none."""
+
+
+def first_line(error: BaseException, most: int = 160) -> str:
+    """What another library's error says, in one line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

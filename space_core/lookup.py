@@ -45,12 +45,11 @@ class Lookup:
 
         A copy that reaches the end of the text goes on in itself, as a text that runs in circles does.
         """
-        for length in LENGTHS:
-            start = self._ends.get(tuple(self._text[-length:]))
-            if start is not None:
-                copied = self._text[start : start + count]
-                period = len(self._text) - start
-                return [copied[i % period] for i in range(count)], CONFIDENCE[length]
+        start, length = self._found(self._text)
+        if length:
+            copied = self._text[start : start + count]
+            period = len(self._text) - start
+            return [copied[i % period] for i in range(count)], CONFIDENCE[length]
         return [], 0.0
 
     def follow(self, drafts: Sequence[int], accepted: Tensor) -> Follow:
@@ -66,13 +65,18 @@ class Lookup:
 
         def follow(before: Tensor) -> tuple[int, int]:
             tail.append(int(before))
-            for length in LENGTHS:
-                end = self._ends.get(tuple(tail[-length:]))
-                if end is not None:
-                    return self._text[end], length
-            return 0, 0
+            end, length = self._found(tail)
+            return (self._text[end], length) if length else (0, 0)
 
         return follow
+
+    def _found(self, tail: Sequence[int]) -> tuple[int, int]:
+        """The place behind where the longest of the last tokens stood last, and how many; else 0, 0."""
+        for length in LENGTHS:
+            end = self._ends.get(tuple(tail[-length:]))
+            if end is not None:
+                return end, length
+        return 0, 0
 
 
 class DeviceLookup:

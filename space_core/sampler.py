@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from space_core.errors import CheckpointError
+from space_core.errors import CheckpointError, first_line
 
 WEIGHTS = "sampler.safetensors"
 
@@ -94,9 +94,8 @@ class SamplerHead(nn.Module):
             sampler = cls(hidden, len(tensors["inner.bias"])).to(tensors["outer.weight"].dtype)
             sampler.load_state_dict(tensors)
         except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise CheckpointError(
-                f"the sampler head cannot be read or does not fit the model: {line}"
+                f"the sampler head cannot be read or does not fit the model: {first_line(error)}"
             ) from None
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise CheckpointError("the sampler head is damaged: it holds numbers that are not finite")

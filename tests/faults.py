@@ -78,7 +78,7 @@ FAULTS = (
     Fault("a sequence throws another's dice", "space_core/batch_drafts.py", "runs[run].dice(1) for run in order", "runs[0].dice(1) for run in order", "test_batches.py", check=False),
     Fault("a guess is told another sequence's token", "space_core/batch_drafts.py", "before, first_rows, order = tokens[kept], ", "before, first_rows, order = tokens[-len(going) :], ", "test_batches.py", check=False),
     # what the text so far says
-    Fault("what followed is taken one too early", LOOKUP, "return self._text[end], length", "return self._text[end - 1], length", COPIES, check=False),
+    Fault("what followed is taken one too early", LOOKUP, "return (self._text[end], length)", "return (self._text[end - 1], length)", COPIES, check=False),
     Fault("the tokens in front are not heard", LOOKUP, "            tail.append(int(before))\n", "            tail[-1:] = [int(before)]\n", COPIES, check=False),
     Fault("rejected drafts are asked about", LOOKUP, "*drafts[: int(accepted)]]", "*drafts]", COPIES, check=False),
     Fault("a device asks about rejected drafts", LOOKUP, "accepted + torch.arange(most", "len(drafts) + torch.arange(most", COPIES, check=False),

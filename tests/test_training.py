@@ -63,10 +63,8 @@ def test_rounds_that_followed_each_other_become_one(tmp_path: Path) -> None:
 def test_what_a_table_of_copies_brings_stands_behind_the_masks_last_step() -> None:
     row = {"stage": "copies", "step": 0, "tokens_per_call": 2.5, "told_loss": 1.0}
     found = training.curves([*LOG.splitlines(), json.dumps(row)])
-    assert found.tokens_per_call == ((0, 1.1), (10, 1.9), (20, 2.5)) and found.base_loss == (
-        (10, 7.0),
-        (20, 6.0),
-    )
+    assert found.tokens_per_call == ((0, 1.1), (10, 1.9), (20, 2.5))
+    assert found.base_loss == ((10, 7.0), (20, 6.0))
     assert training.curves([json.dumps(row)]).tokens_per_call == ((0, 2.5),)
 
 
