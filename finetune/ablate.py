@@ -7,6 +7,7 @@
     until_fail  masks behind a wrong one count a fifth
     soft        a fifth of the loss against the base's whole distribution
     told        a sampler head tells each guess the token in front of it
+    copied      a table of copies, fitted in the last tenth of the time
 
 Each line has what those above it have, and one thing more. All start from the same base and train for
 the same number of *seconds* on the same device, evaluation not counted: a step of one is many steps of
@@ -44,6 +45,7 @@ from transformers import AutoTokenizer
 
 import space_core
 from finetune.build import base_prompts, base_tokens
+from finetune.copying import fit_copies
 from finetune.distill import Own, distill, ends_of_text
 from finetune.evaluate import decode_prompts
 from finetune.masks import Dense, Draw, Gated, Method, Paper, own_texts
@@ -66,6 +68,10 @@ WHOLE_RATES = (3e-4, 1e-3)
 GATED_RATES = (2e-3, 5e-3)
 SAMPLER = 512
 """Width of the sampler head where the recipe has none."""
+FITTING = 0.1
+"""Share of the time in which a table of copies is fitted, where there is one."""
+STEPS_A_BATCH = 6
+"""Steps of training for each batch that it is fitted on: what that takes fills this share, more or less."""
 SEED = 1_000_003
 """Steps that a seed has to itself."""
 WARMUP, DECAY = 50, 400
@@ -90,6 +96,7 @@ class Variant:
     until_fail: float = 1.0
     soft: float = 0.0
     told: bool = False
+    copied: bool = False
 
     @property
     def whole(self) -> bool:
@@ -105,6 +112,7 @@ VARIANTS = (
     Variant("until_fail", "masks behind a wrong one count 0.2", Gated, own=True, until_fail=0.2),
     Variant("soft", "0.2 of the loss against the base's distribution", Gated, True, 0.2, 0.2),
     Variant("told", "a sampler head", Gated, True, 0.2, 0.2, told=True),
+    Variant("copied", "a table of copies", Gated, True, 0.2, 0.2, told=True, copied=True),
 )
 
 
@@ -317,11 +325,17 @@ def _unit(
     method = _method(variant, copy.deepcopy(ground.lm), masks, seed)
     draw = ground.own if variant.own else ground.corpus
     row = {"variant": variant.name, "lr": rate, "seed": seed}
-    row |= train_for(plan.seconds, method, draw, rate, seed, half)
+    share = 1 - FITTING if variant.copied else 1.0
+    row |= train_for(share * plan.seconds, method, draw, rate, seed, half)
     if row["diverged"]:
         return row
+    model = method.model(ground.tokenizer)
+    if variant.copied:
+        start = clock(model.device)
+        fit_copies(model, draw, max(1, row["steps"] // STEPS_A_BATCH), masks, seed)
+        row["seconds"] = round(row["seconds"] + clock(model.device) - start, 2)
     with torch.no_grad():
-        traces = decode_prompts(method.model(ground.tokenizer), ground.watch, masks.k, masks.evaluate_tokens)
+        traces = decode_prompts(model, ground.watch, masks.k, masks.evaluate_tokens)
     straight = [trace for trace in traces if not is_loop(trace.output_ids)]
     same = sum(trace.output_ids == ids for trace, ids in zip(traces, ground.plain, strict=True))
     return row | {

@@ -91,6 +91,8 @@ def test_all_variants_from_one_base_killed_and_resumed(home, tmp_path, monkeypat
     assert len(kept) == 5 and len(json.loads((out / "ablation.json").read_text())["units"]) == 5
 
     done.clear()
+    fitted, fit = [], room.fit_copies
+    monkeypatch.setattr(room, "fit_copies", lambda *values: fitted.append(values[0]) or fit(*values))
     monkeypatch.setattr(room, "train_for", lambda *values: done.append(values) or real(*values))
     assert main(arguments(home, out, "--json", str(tmp_path / "copy.json"))) == 0
     tried = set()
@@ -107,7 +109,9 @@ def test_all_variants_from_one_base_killed_and_resumed(home, tmp_path, monkeypat
         (Gated, True, 0.2, 0.2, 0),
         (Gated, True, 0.2, 0.2, 512),
     }
-    assert len(done) == 17, "3 whole and 4 gated variants, 1 and 2 rates, 2 seeds: 22, and 5 were there"
+    assert len(fitted) == 4 and all(model.masks.copies is not None for model in fitted)
+    assert sorted({values[0] for values in done}) == [0.05 * 0.9, 0.05]
+    assert len(done) == 21, "3 whole and 5 gated variants, 1 and 2 rates, 2 seeds: 26, and 5 were there"
     assert all((out / "units" / name).read_bytes() == text for name, text in kept.items())
     result = json.loads((tmp_path / "copy.json").read_text())
     assert result == json.loads((out / "ablation.json").read_text())
@@ -122,7 +126,7 @@ def test_all_variants_from_one_base_killed_and_resumed(home, tmp_path, monkeypat
         assert row["seeds"] == 2 and row["tokens_per_call"] == pytest.approx(sum(rates) / 2, abs=1e-4)
         assert (row["lowest"], row["highest"]) == (min(rates), max(rates)) and min(rates) >= 1
     by_name = {row["variant"]: row for row in result["variants"]}
-    for name in ("gated", "until_fail", "soft", "told"):
+    for name in ("gated", "until_fail", "soft", "told", "copied"):
         assert by_name[name]["as_base"] == 1, "a frozen base writes what it wrote"
         assert by_name[name]["rates_tried"] == [1e-3, 2e-3]
     per_step = {name: row["mask_targets"] / row["steps"] for name, row in by_name.items()}

@@ -102,7 +102,7 @@ def serve(command: list[str], log: Path) -> Iterator[Server]:
             if process.poll() is not None or time.monotonic() - started > 60:
                 pytest.fail(f"the page did not start:\n{log.read_text()}")
             time.sleep(0.1)
-        yield Server(url, time.monotonic() - started, log)
+        yield Server(url, time.monotonic() - started, log, process.pid)
     finally:
         process.terminate()
         try:

@@ -51,11 +51,12 @@ BUDGET = 64
 
 @dataclass(frozen=True)
 class Server:
-    """The running page. `seconds_to_200` is from the start of the process."""
+    """The running page. `seconds_to_200` is from the start of the process `pid`."""
 
     url: str
     seconds_to_200: float
     log: Path
+    pid: int
 
 
 def free_port() -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +69,24 @@ def test_the_first_page_is_usable_soon_and_before_the_model(
             bare = visited(browser, server.url, lambda page: page.wait_for_selector("#box textarea"))
         took += visited(browser, empty_server.url, replays)
         assert min(took) < max(FIRST_PAGE, TIMES_A_BARE_PAGE * min(bare)), (took, bare)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the processor time of a process from /proc")
+def test_a_page_that_nobody_looks_at_takes_next_to_no_processor_time(empty_server: Server) -> None:
+    """Gradio would look into its queue 1,000 times a second: 6 to 10 % of a core, from every decoder beside it."""
+
+    def spent() -> float:
+        fields = Path(f"/proc/{empty_server.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    shares = []
+    for _ in range(3):  # a visitor who left just now may still be tidied up behind
+        before, start = spent(), time.monotonic()
+        time.sleep(2)
+        shares.append((spent() - before) / (time.monotonic() - start))
+        if shares[-1] < 0.04:
+            return
+    pytest.fail(f"an idle page takes these shares of a core: {shares}")
 
 
 def test_every_tab_and_no_other_host_is_asked(browser: Any, empty_server: Server) -> None:
