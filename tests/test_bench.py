@@ -457,6 +457,8 @@ def test_json_to_standard_output_stands_alone_and_keeps_turns_and_categories(fol
         (["--prompts", "GOOD", "--json", "/dev/null"], "cannot write"),
         (["sing"], "sing"),
         (["planner"], "--prompts"),
+        (["planner", "--temperatures", "warm"], "warm"),
+        (["planner", "--temperatures", "0,-1"], "temperature"),
         (["overhead", "--prompts", "GOOD", "--dtype", "float32,float64"], "one dtype at a time"),
         (["calls", "--shape", "3K"], "known are 16M"),
         (["calls", "--rows", "1,0"], "at least 1"),
@@ -507,6 +509,8 @@ def test_planned_calls_are_held_against_the_better_of_plain_and_grid(folder, hum
     assert [(c["masks"], c["temperature"], c["context"], c["k"]) for c in data["cells"]] == [
         ("untrained", t, n, k) for t in (0, 0.7, 1) for n in (8, 20) for k in (1, 3)
     ]
+    assert main([*typed, "--temperatures", "0.5", "--k", "1", "--context", "8"]) == 0
+    assert [c["temperature"] for c in json.loads(out.read_text())["cells"]] == [0.5]
 
 
 def test_batches_are_held_against_plain_decoding_of_the_same_batch(folder, humaneval, tmp_path, capsys):

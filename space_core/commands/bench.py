@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,9 +164,11 @@ def bench_planner(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     ks = options.k or stakes.KS
     settings, *_ = (given.settings(options, k) for k in ks)
+    temperatures = options.temperatures or stakes.TEMPERATURES
+    for temperature in temperatures:
+        replace(settings, temperature=temperature)  # before anything is loaded
     asked, model, about = _opened(options, settings)
     lengths = options.context or stakes.LENGTHS
-    temperatures = stakes.TEMPERATURES
     from tqdm import tqdm
 
     kinds = 1 if model.masks.method == "untrained" else 2
@@ -298,6 +301,9 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     of_prompts.add_argument("--warmup", type=given.whole, default=1, help="prompts decoded before the clock")
     given.add_settings(of_prompts)
+    of_prompts.add_argument(
+        "--temperatures", type=given.decimals, help="of planner, with commas (0,0.7,1); it takes no other"
+    )
     of_prompts.add_argument("--batch", type=given.counts, help="prompts at once (batch); several with commas")
     of_calls = command.add_argument_group("calls")
     of_calls.add_argument("--shape", help="random weights of this size: 16M, 100M, 1B or 7B")

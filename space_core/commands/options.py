@@ -194,6 +194,13 @@ def counts(text: str) -> tuple[int, ...]:
     return tuple(count(part) for part in text.split(","))
 
 
+def decimals(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number, nor several with commas") from None
+
+
 def count(text: str) -> int:
     number = whole(text)
     if not number:
