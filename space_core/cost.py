@@ -22,9 +22,6 @@ BUDGET = 0.6
 REPETITIONS = 5
 CONTEXT = 256
 
-_FIRST = (Layout.steady((5,)), Layout.steady((0,) * 6), Layout.steady((0,)))
-"""What is measured at the least, each once. A call's drafts are those that the call before it made."""
-
 
 def layout_of(rows: int) -> Layout:
     """A call of exactly so many rows, as near to square as the planner's are."""
@@ -33,10 +30,19 @@ def layout_of(rows: int) -> Layout:
     return Layout.steady(tuple(masks + (group < more) for group in range(drafts + 1)))
 
 
-_REST = (
-    *(layout_of(1 + 8), *(layout_of(rows) for rows in (81, 64, 49, 36, 24, 16, 12, 9, 6, 4, 3, 2))),
+# A call's drafts are those that the call before it made.
+_FIVE = (Layout.steady((5,)), Layout.steady((0,) * 6), Layout.steady((0,)))
+_FIRST = (*_FIVE, layout_of(16), layout_of(81))
+"""What warms up; of a slow model the first three are all that is measured."""
+_FEW = (
+    *_FIVE,
     *(Layout.steady((3,)), Layout.steady((0,) * 3), Layout.steady((0,))),
+    *(Layout.steady((1,)), Layout.steady((0,) * 2), Layout.steady((0,))),
+    *(layout_of(rows) for rows in (3, 4, 6, 9, 12, 16)),
 )
+"""What most calls are: measured twice as often. Two rows and three are not one row and a bit more: products
+of one row are made another way."""
+_MANY = tuple(layout_of(rows) for rows in (24, 36, 49, 64, 81))
 
 
 @dataclass(slots=True)
@@ -77,20 +83,26 @@ def measure(
     """
     warm, best = Costs(timed=True), Costs(timed=True)
     begin = clock()
-    layouts = (*_FIRST, *_REST)
     for repetition in range(REPETITIONS + 1):
-        found = best if repetition else warm  # which is what is left of calls too slow to repeat
-        for rows, masked, seconds in decode(layouts):
+        found = best if repetition else warm
+        for rows, masked, seconds in decode((*_FEW, *_MANY, *_FEW) if repetition else _FIRST):
             found.note(rows, masked, seconds)
-            if clock() - begin > BUDGET and 1 in found.bare and 6 in found.masks:
-                return found
-    return best
+            if clock() - begin > BUDGET and 1 in warm.bare and 6 in warm.masks:
+                break
+        else:
+            continue
+        break
+    # The first calls serve for what was not measured again: those of a model that is too slow for it.
+    return Costs({**warm.masks, **best.masks}, {**warm.bare, **best.bare}, timed=True)
 
 
 def curve(best: dict[int, float], most_rows: int) -> npt.NDArray[np.float64]:
-    """The measured points joined by straight lines, made monotone, prolonged as they end."""
+    """The measured points joined by straight lines, made monotone, prolonged as they end.
+
+    Where a call of more rows took less, the one of fewer was disturbed: noise only adds.
+    """
     rows = np.array(sorted(best))
-    seconds = np.maximum.accumulate(np.array([best[r] for r in sorted(best)]))
+    seconds = np.minimum.accumulate(np.array([best[r] for r in sorted(best)])[::-1])[::-1]
     wanted = np.arange(most_rows + 1)
     result = np.interp(wanted, rows, seconds)
     slope = (seconds[-1] - seconds[0]) / max(1, rows[-1] - rows[0])

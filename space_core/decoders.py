@@ -89,7 +89,7 @@ def space(
 def _space(run: _Run, planner: Planner) -> Iterator[Step]:
     model, settings, prompt_ids = run.model, run.settings, run.prompt_ids
     last = list(prompt_ids[run.known :])
-    layout = Layout.first(len(last), min(settings.k, run.left - 1))
+    layout = Layout.first(len(last), min(planner.opening, run.left - 1))
     drafts = tried = Drafts()  # those that are judged, and those at hand, of which the planner chose them
     start = model.clock()
     run.index()
@@ -445,7 +445,7 @@ class _Script:
     """A planner that follows a list; it plans beside it, for what planning costs."""
 
     def __init__(self, layouts: Sequence[Layout], k: int) -> None:
-        self._layouts = iter(layouts)
+        self._layouts, self.opening = iter(layouts), k
         flat = np.ones((k + 1) ** 2 + 1)
         self._beside = AutoPlanner(k, flat, flat)
 

@@ -49,10 +49,14 @@ REPEATS = 0.5
 BESIDE_COPIES = 0.3
 """Share of their worth that masks are believed to have there, to begin with."""
 PROBE_MASKS = 2
+FREE = 1.1
+"""A call that takes no more plain calls than this is as good as one."""
 TRUSTED, AGAIN = 4, 1
 """Calls that masks are given to show that tokens come cheaper with them, at first and when tried again."""
 FIRST_PAUSE, LONGEST_PAUSE = 6, 96
 """Calls without a mask before masks are tried again; doubled whenever that was in vain."""
+NEVER_TRAINED = 4
+"""By how much longer that is at first where nobody trained the masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,13 @@ class Plan:
 
 
 class Planner(Protocol):
-    """Decides the rows of each steady call of one run."""
+    """Decides the rows of each steady call of one run.
+
+    Attributes:
+        opening: masks behind the prompt, in the first call.
+    """
+
+    opening: int
 
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
         """Plan a call.
@@ -94,7 +104,7 @@ class GridPlanner:
     """The paper's calls: all drafts, k + 1 groups of k masks."""
 
     def __init__(self, k: int) -> None:
-        self._layout = Layout.grid(k)
+        self.opening, self._layout = k, Layout.grid(k)
 
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
         layout = self._layout.within(left)
@@ -128,6 +138,8 @@ class AutoPlanner:
         timed: bool = False,
     ) -> None:
         self.k, bare = k, cost if bare is None else bare
+        # Untrained masks would mostly be in vain behind the prompt too, unless they are all but free.
+        self.opening = k if trained or cost[1 + k] <= FREE * bare[1] else 0
         self.meter = Meter(cost, bare, timed)
         self.learned = Experience(k, trained)
         self._repeats = False
@@ -137,7 +149,7 @@ class AutoPlanner:
         self.tokens = {repeats: TRUSTED * 1.3 for repeats in (False, True)}
         self.paid = {repeats: float(TRUSTED) for repeats in (False, True)}
         self.row = float(bare[k + 1] - bare[1]) / k  # what judging a draft adds to a call
-        self.pause, self.idle = FIRST_PAUSE, 0
+        self.pause, self.idle = FIRST_PAUSE * (1 if trained else NEVER_TRAINED), 0
         self._judged: tuple[Sequence[float], bool] = ((), False)
         self._plain = Layout.steady((0,))
 

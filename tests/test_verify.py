@@ -350,6 +350,8 @@ def test_sampling_is_exact_by_enumeration_at_full_size(figures):
 class Wild:
     """Any plan at all that does not look at the drawn tokens."""
 
+    opening = 3
+
     def __init__(self):
         self.random = random.Random(0)
         self.seen = set()
