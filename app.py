@@ -1226,6 +1226,7 @@ def settings_region(further: Sequence[str]) -> dict[str, gr.components.Component
                 [("only rows worth their time", str(Plan.AUTO)), ("the paper’s (k+1)² grid", str(Plan.GRID))],
                 value=str(Plan.AUTO),
                 label="Rows of a call",
+                info="Where the text repeats itself, the former checks copies of it instead of guesses.",
                 min_width=120,
                 elem_id="plan",
             )
@@ -1374,7 +1375,14 @@ def plots(*names: str) -> list[gr.Plot]:
 
 def benchmark_tab(tab: gr.Tab, handlers: Benchmarks, choice: gr.State) -> None:
     choices = handlers.choices()
-    gr.Markdown("## Measured before", elem_classes="section")
+    gr.Markdown(
+        "## Measured before\n"
+        "*space* feeds the rows that are worth their time and checks copies of the text too, *space-grid* "
+        "feeds the paper’s (k+1)² rows. By transformers on the same weights: *generate*, plain decoding; "
+        "*prompt-lookup*, drafts copied from the text; *assisted*, drafts of a smaller model. Whiskers: "
+        "quartiles over prompts.",
+        elem_classes="section",
+    )
     chosen = gr.Dropdown(
         choices,
         value=choices[0][1] if choices else None,
@@ -1531,8 +1539,8 @@ def build(loader: Loader, deadline: float = 120.0, training: training.Training |
 
 
 def seldom(page: gr.Blocks) -> None:
-    """Let the queue be looked into 50 times a second. Gradio does so 1,000 times, for which an idle page takes
-    6 % of a core, and a decoder has to wait as often; an event starts 10 ms later, on average."""
+    """Let the queue be looked into 50 times a second. Gradio does so 1,000 times, for which an idle page
+    takes 6 % of a core, and a decoder has to wait as often; an event starts 10 ms later, on average."""
     page._queue.sleep_when_free = 0.02
     page._queue.progress_update_sleep_when_free = 0.1
 
@@ -1548,7 +1556,12 @@ def theme() -> gr.themes.Base:
         text_size=gr.themes.sizes.text_sm,
         font=[gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"],
         font_mono=[gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "monospace"],
-    ).set(body_background_fill="#fafafb", body_background_fill_dark="#0c0e13")
+    ).set(
+        body_background_fill="#fafafb",
+        body_background_fill_dark="#0c0e13",
+        block_info_text_color="*neutral_600",  # Gradio's own is too faint to read
+        block_info_text_color_dark="*neutral_300",
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,9 +9,11 @@ const FATES = {
   cut: "behind the end",
 };
 const LOOK = {
-  grid: "Look for the last ✓ down the left: the line it ends on is the line whose masks are used. Hatched places were not fed: the planner found them not worth their time, or the budget ends before them.",
+  grid: "Down the left the newest token and its drafts; ✓ says that the row above predicts the same token. On each line a group of masks, empty places that guess what follows if this draft is the last to stand: the outlined ones were used.",
   unused:
-    "Look for the ✓ down the left: each says that the row above predicts the same token. No line is outlined, since the next call took no guess of these masks. Hatched places were not fed: not worth their time, or behind the budget.",
+    "Down the left the newest token and its drafts; ✓ says that the row above predicts the same token. The next call took no guess of masks from here, so none is outlined.",
+  undrafted: "The newest token alone: no draft was there to be checked.",
+  pruned: "Hatched places of the full grid were not fed: the planner found them not worth their time here, or the budget ends before them.",
   first: "The masks behind the prompt’s last token ask what stands one place further on, two places, and so on. What they guess are drafts: the next call checks them.",
   plain: "With every call all weights of the model travel through the machine, here for a single row.",
   cells: "Point at a cell, or walk with the arrow keys: it says why its row may or may not see its column.",
@@ -56,7 +58,9 @@ class CallGrid {
   look() {
     if (!this.k) return this.call.chain.length > 1 ? LOOK.checked : LOOK.plain;
     if (!this.call.cached) return LOOK.first;
-    return this.call.next === "masks" ? LOOK.grid : LOOK.unused;
+    const { chain, next, structure } = this.call;
+    const words = next === "masks" ? LOOK.grid : chain.length > 1 ? LOOK.unused : LOOK.undrafted;
+    return structure.rows.length < (this.k + 1) ** 2 ? `${words} ${LOOK.pruned}` : words;
   }
 
   heading() {
@@ -117,7 +121,9 @@ class CallGrid {
     const place = make("div", `place ${className}`);
     place.setAttribute("role", "cell");
     place.dataset.row = row;
-    const position = make("span", "position", `pos ${this.call.before + offset}`);
+    const { slot, at } = this.call.structure.rows[row];
+    const group = slot === 1 ? `g${at} · ` : "";
+    const position = make("span", "position", `${group}pos ${this.call.before + offset}`);
     position.title = `${name}, position ${this.call.before + offset}`;
     place.append(position, this.guesses(row));
     return place;

@@ -25,6 +25,22 @@ class GridPuzzle extends CallGrid {
     return line;
   }
 
+  // What was taken shows when the reader has said it.
+  mask(group, slot) {
+    const place = super.mask(group, slot);
+    place.classList.remove("taken");
+    return place;
+  }
+
+  take(right) {
+    this.places.forEach(({ group }, at) => {
+      const taken = right && at === this.call.group;
+      group.classList.toggle("chosen", taken);
+      for (const place of group.querySelectorAll("[data-row]"))
+        place.classList.toggle("taken", taken && this.call.chosen.includes(Number(place.dataset.row)));
+    });
+  }
+
   heading() {
     const head = super.heading();
     head.firstChild.textContent = "token, and what follows it";
@@ -119,7 +135,7 @@ class GridLesson extends Lesson {
     const groups = this.grid.places.map((_, at) => [at, `group ${at}`]);
     const { set, radios } = choice("grid-group", this.step.stood, groups, (at) => {
       const right = at === this.step.opened.group;
-      this.grid.places.forEach(({ group }, i) => group.classList.toggle("chosen", right && i === at));
+      this.grid.take(right);
       this.after.say(right ? this.step.chosen : this.step.missed, right ? "right" : "wrong");
       if (right) this.done();
     });

@@ -462,11 +462,13 @@ class VerifyLesson extends Lesson {
   }
 
   check() {
-    const { fates, right, wrong } = this.step;
+    const { fates, right, wrong, behind } = this.step;
     const missed = fates.map((fate, at) => at > 0 && this.answers[at] !== (fate === "cut" ? "unreached" : fate));
     this.lines.forEach((line, at) => line.classList.toggle("missed", missed[at]));
     if (missed.some(Boolean)) {
-      this.task.say(this.answers.slice(1).includes(null) ? "Judge every draft first." : wrong, "wrong");
+      const late = missed.every((bad, at) => !bad || ["unreached", "cut"].includes(fates[at]));
+      const words = late ? behind : wrong;
+      this.task.say(this.answers.slice(1).includes(null) ? "Judge every draft first." : words, "wrong");
       return;
     }
     this.lines.forEach((line, at) => (line.dataset.fate = fates[at]));

@@ -17,8 +17,9 @@ const NOTES = {
 };
 const LEGEND = [
   ["accepted", "accepted", "a guess that stood"],
-  ["corrected", "corrected", "the model’s own token where a guess was wrong"],
+  ["corrected", "corrected", "the model’s own token in place of a wrong guess"],
   ["bonus", "bonus", "one more, when all guesses stood"],
+  ["own", "own", "no guess was tried"],
   ["draft", "draft", "a guess the next call will check"],
 ];
 

@@ -60,6 +60,20 @@ def test_rounds_that_followed_each_other_become_one(tmp_path: Path) -> None:
     assert training.read(tmp_path / "missing.jsonl", then) == training.read(then)
 
 
+def test_where_another_round_of_masks_began_is_drawn(tmp_path: Path) -> None:
+    first, then = tmp_path / "first.jsonl", tmp_path / "then.jsonl"
+    first.write_text(LOG)
+    then.write_text("\n".join(line for line in LOG.splitlines() if "masks" in line))
+    assert training.read(first).joints == ()
+    found = training.read(first, then)
+    assert found.joints == (max(step for step, _ in training.read(first).tokens_per_call),)
+    for figure in (training.masks_figure(found), training.tokens_figure(found)):
+        assert [shape.x0 for shape in figure.layout.shapes if shape.x0 == shape.x1] == list(found.joints)
+    copies = json.dumps({"stage": "copies", "step": 0, "tokens_per_call": 2.5})
+    then.write_text(copies)
+    assert training.read(first, then).joints == ()
+
+
 def test_what_a_table_of_copies_brings_stands_behind_the_masks_last_step() -> None:
     row = {"stage": "copies", "step": 0, "tokens_per_call": 2.5, "told_loss": 1.0}
     found = training.curves([*LOG.splitlines(), json.dumps(row)])
@@ -123,7 +137,7 @@ def test_facts_are_the_manifests() -> None:
     assert told["recipe"] == "mini"
     assert told["parameters"] == "5,800,000"
     assert told["base"] == "6 layers, 256 hidden"
-    assert told["masks"] == "5 k, 32 rank"
+    assert told["masks"] == "5 guesses a group, rank 32"
     assert told["tokens per call, held-out"] == "3.25"
     assert "masks’ steps" not in told
 

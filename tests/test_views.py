@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -194,6 +195,20 @@ def test_a_won_race() -> None:
     )
     assert result["tone"] == "good"
     assert result["speedup"] == pytest.approx(3)
+
+
+def test_drafts_that_no_mask_guessed_are_told_apart() -> None:
+    stood = [step.accepted for step in SPACE]
+    assert "copied" not in verdict(run(SPACE, "space"), run(VANILLA, "vanilla"))["sentence"]
+    steps = [replace(step, copied=at == 1) for at, step in enumerate(SPACE)]
+    sentence = verdict(run(steps, "space"), run(VANILLA, "vanilla"))["sentence"]
+    were = "was" if stood[1] == 1 else "were"
+    assert f"Of the {sum(stood)} drafts that stood, {stood[1]} {were} copied from the text so far" in sentence
+    steps = [replace(step, copied=True) for step in SPACE]
+    assert (
+        f"All {sum(stood)} drafts that stood were copied"
+        in verdict(run(steps, "space"), run(VANILLA, "vanilla"))["sentence"]
+    )
 
 
 def scaled(steps: Sequence[Step], factor: float) -> list[Step]:

@@ -207,7 +207,7 @@ def test_no_sentence_knows_a_token(told: dict[str, Any]) -> None:
         (["newest", "accepted", "accepted", "accepted"], "All 3 drafts stood"),
         (["newest", "rejected", "unreached", "unreached"], "Draft 1 fell, so none stood"),
         (["newest", "accepted", "rejected", "unreached"], "Draft 1 stood, draft 2 fell"),
-        (["newest", "accepted", "accepted", "rejected"], "Drafts 1 to 2 stood, draft 3 fell"),
+        (["newest", "accepted", "accepted", "rejected"], "Drafts 1 and 2 stood, draft 3 fell"),
     ],
 )
 def test_every_outcome_of_a_call_can_be_told(told: dict[str, Any], fates: list[str], words: str) -> None:
@@ -232,7 +232,40 @@ def test_a_machine_where_rows_cost_calls_is_told_plainly(told: dict[str, Any]) -
     }
     assert goals == {"steep": ["slower", "best"], "flat": ["faster", "best"]}
     slower = {q["question"]: q["answer"] for q in steep["questions"]}["Why can it be slower on a CPU?"]
-    assert "× slower" in slower and "81" in slower
+    assert "costs 36.0 plain calls" in slower and slower.count("× slower") == 2
+    fast = {q["question"]: q["answer"] for q in flat["questions"]}["Why can it be slower on a CPU?"]
+    assert "costs 1.00 plain calls" in fast and "× slower" not in fast
+    gains = told["gains"]
+    rates = {masks: [line[4] for line in gains[masks]] for masks in ("trained", "untrained")}
+    best = max(rates["trained"])
+    assert fast.endswith(f"trained masks, greedy: {walk._number(best)} tokens a call, {walk._speed(best)}.")
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("abc", "All 3 masks were right"),
+        ("xyz", "None of the masks was right"),
+        (
+            "abx",
+            "2 of 3 masks were right this time. The further on a mask asks, the more tokens it does not see.",
+        ),
+        ("axc", "before the first wrong one would count: 1."),
+        ("xbc", "before the first wrong one would count: 0."),
+    ],
+)
+def test_of_right_masks_those_behind_a_wrong_one_do_not_count(written: str, words: str) -> None:
+    told = walk._hits([[[piece, 0.5]] for piece in "abc"], list(written))
+    assert words in told and ("count" in words) == ("count" in told)
+
+
+def test_where_the_chart_flatters_it_is_said(told: dict[str, Any]) -> None:
+    benches, calls = benchmarks.read(walk.BENCHMARKS)
+    drawn = max(told["gains"]["trained"][0])
+    for gain, less in ((drawn, True), (0.1, False)):
+        told["gains"]["trained"] = [[gain] * 8 for _ in told["gains"]["trained"]]
+        words = walk.walk(told, walk.machines(calls), benches)["steps"][-1]["planner"]
+        assert ("less than the bar above" in words) == less
 
 
 def outcome(told: dict[str, Any], name: str, **changes: Any) -> str:

@@ -131,5 +131,6 @@ def base(title: str, x_title: str, y_max: float | None, height: int = 320) -> go
             "xaxis": {"title": {"text": x_title, "standoff": 6}, "rangemode": "tozero", **axis},
             "yaxis": {"range": [0, y_max], "rangemode": "tozero", **axis},
             "hoverlabel": {"font": {"family": FONT}},
+            "modebar": {"orientation": "v", "bgcolor": "rgba(0,0,0,0)", "color": GRID},
         }
     )

@@ -287,7 +287,9 @@ def _onward(call: Opened) -> str:
 
 
 def _drafts(first: int, last: int) -> str:
-    return f"Draft {first}" if first == last else f"Drafts {first} to {last}"
+    if first == last:
+        return f"Draft {first}"
+    return f"Drafts {first} {'and' if last == first + 1 else 'to'} {last}"
 
 
 def _quoted(piece: str) -> str:

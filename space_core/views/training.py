@@ -36,6 +36,8 @@ class Curves:
     stage: str = ""
     """Of the last line."""
     step: int = 0
+    joints: tuple[float, ...] = ()
+    """Steps of the masks' training at which another round of it began."""
 
 
 def read(*paths: Path) -> Curves:
@@ -66,6 +68,7 @@ def _behind(first: Curves, then: Curves) -> Curves:
         seconds=first.seconds + then.seconds,
         stage=then.stage,
         step=then.step,
+        joints=first.joints + ((masks,) if first.masks_loss and then.masks_loss else ()),
     )
 
 
@@ -146,6 +149,7 @@ def masks_figure(found: Curves) -> go.Figure:
         for i, (at, _) in enumerate(found.masks_loss)
     ]
     _line(figure, means, f"mean of {width} of them" if width > 1 else "the same", markers=False)
+    _joints(figure, found)
     figure.update_yaxes(rangemode="normal")
     return figure
 
@@ -154,12 +158,23 @@ def tokens_figure(found: Curves) -> go.Figure:
     """Tokens per call on the prompts that the build watches."""
     figure = base("Tokens per call on held-out prompts", "step of the masks’ training", None)
     _line(figure, found.tokens_per_call, "tokens per call")
+    _joints(figure, found)
     figure.add_hline(
         y=1,
         line={"color": INK, "width": 1, "dash": "dash"},
         annotation={"text": "plain decoding", "font": {"size": 11}},
     )
     return figure
+
+
+def _joints(figure: go.Figure, found: Curves) -> None:
+    """Where another round began, whose texts are others: losses before and behind are not alike."""
+    for step in found.joints:
+        figure.add_vline(
+            x=step,
+            line={"color": INK, "width": 1, "dash": "dot"},
+            annotation={"text": "next round, on other texts", "font": {"size": 11}, "y": 0.06},
+        )
 
 
 def _faint(figure: go.Figure, points: Sequence[Point], name: str) -> None:
@@ -208,10 +223,10 @@ def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
         (
             "masks",
             _join(
-                ("k", masks.get("k")),
-                ("rank", masks.get("rank")),
-                ("sampler head", masks.get("sampler") or None),
+                ("guesses a group", masks.get("k")),
                 ("", masks.get("method")),
+                ("", _named("rank", masks.get("rank"))),
+                ("", _named("sampler head of", masks.get("sampler"))),
                 ("", "a table of copies" if masks.get("copy_batches") else None),
             ),
         ),
@@ -237,6 +252,10 @@ def _sum(*values: Any) -> Any:
     """Of those that are whole numbers; None without any."""
     whole = [value for value in values if isinstance(value, int) and not isinstance(value, bool)]
     return sum(whole) if whole else None
+
+
+def _named(name: str, value: Any) -> str | None:
+    return f"{name} {value}" if value else None
 
 
 def _join(*pairs: tuple[str, Any]) -> str | None:

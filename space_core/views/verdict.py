@@ -72,6 +72,7 @@ def verdict(space: Trace, vanilla: Trace, others: Sequence[Trace] = (), stopped:
         *(_clause(other, vanilla, stopped) for other in others),
     ]
     sentence = _how_it_ended(space, vanilla, stopped) + "; ".join(parts) + "."
+    sentence += _copied(space)
     if identical and is_loop(space.output_ids):
         sentence += " The text loops, and loops are easy to guess: sample, and less is won."
     if identical is False:
@@ -83,6 +84,21 @@ def verdict(space: Trace, vanilla: Trace, others: Sequence[Trace] = (), stopped:
         identical=identical,
         tone=tone,
         speedup=None if speedup is None else round(speedup, 4),
+    )
+
+
+def _copied(space: Trace) -> str:
+    """How many of the drafts that stood no mask had guessed; nothing where there were none."""
+    copied = sum(step.accepted for step in space.steps if step.copied)
+    if not copied:
+        return ""
+    stood = sum(step.accepted for step in space.steps)
+    if copied == stood:
+        who = "The draft that stood was" if stood == 1 else f"All {stood} drafts that stood were"
+        return f" {who} copied from the text so far."
+    return (
+        f" Of the {_count(stood, 'draft')} that stood, {copied} {'was' if copied == 1 else 'were'} copied "
+        "from the text so far, the rest the masks’ guesses."
     )
 
 

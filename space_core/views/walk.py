@@ -174,19 +174,25 @@ def _mask(told: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hits(asked: Sequence[Sequence[Sequence[Any]]], written: Sequence[str]) -> str:
-    right = sum(guess[0][0] == piece for guess, piece in zip(asked, written, strict=False))
+    pairs = list(zip(asked, written, strict=False))
+    right = sum(guess[0][0] == piece for guess, piece in pairs)
     if right == len(asked):
         return f"All {len(asked)} masks were right this time, without seeing the tokens between."
     if not right:
         return "None of the masks was right this time: no mask sees the tokens between."
+    first = next(at for at, (guess, piece) in enumerate(pairs) if guess[0][0] != piece)
+    counts = ""
+    if first < right:
+        counts = f" As drafts only those before the first wrong one would count: {first}."
     return (
         f"{right} of {len(asked)} masks {_be(right)} right this time. The further on a mask asks, "
-        "the more tokens it does not see."
+        f"the more tokens it does not see.{counts}"
     )
 
 
 TOLD = (
-    "(In this model each guess is told {} when the guesses are read off. That helps, and promises nothing.) "
+    "(This model’s guesses are read off one after the other, and each is told {}. That makes them better, "
+    "and is no part of the check.) "
 )
 
 
@@ -194,9 +200,9 @@ def _told(masks: dict[str, Any]) -> str:
     """What its guesses are told beside what the masks see, if anything."""
     told = []
     if masks.get("sampler"):
-        told.append("the token in front of it")
+        told.append("the guess in front of it")
     if masks.get("copies"):
-        told.append("what followed the last few tokens where they stood before")
+        told.append("what came next where the text had the same few tokens before")
     return TOLD.format(" and ".join(told)) if told else ""
 
 
@@ -206,8 +212,10 @@ def _guess(told: dict[str, Any]) -> dict[str, Any]:
         "short": "Drafts are guesses",
         "title": "What the masks predict are drafts: guesses, nothing more",
         "lead": [
-            "The likeliest token of each mask becomes a draft for the next call. No mask knows what the "
-            "others will say, so a later draft fits only where the earlier ones come true. "
+            "The likeliest token of each mask becomes a draft for the next call. All masks answer at once: "
+            "each sees the empty places before its own, not what is guessed there, so a later draft "
+            "fits only "
+            "where the earlier ones come true. "
             + _told(told["masks"])
             + "A draft stands if plain decoding would have written the same token there, and all drafts "
             "before it stand too.",
@@ -272,6 +280,8 @@ def _verify(told: dict[str, Any]) -> dict[str, Any]:
             f"{_count(len(drafts), 'draft')}, where plain decoding needs a call for each token.{behind}"
         ),
         "wrong": "Look again at the marked drafts: compare a draft with what the row just before it says.",
+        "behind": "Right up to the draft that falls. What stands behind it is not asked, even where it looks "
+        "right: the rows that would say so have read a wrong token.",
     }
 
 
@@ -300,7 +310,7 @@ def _grid(told: dict[str, Any]) -> dict[str, Any]:
         ],
         "task": (
             "Build it. Each card is a group; its masks take the places right behind the token they assume "
-            "is the last to stand. Put every card behind its token."
+            "is the last to stand. Put every card behind its token; they are checked when all are placed."
         ),
         "opened": opened,
         "k": k,
@@ -334,9 +344,9 @@ def _sight(told: dict[str, Any]) -> dict[str, Any]:
         "title": "The attention mask keeps the futures apart",
         "lead": [
             "All these rows go through the model together, and only the attention mask keeps them apart. "
-            "A mask may see what is settled, the drafts its group takes for granted, and the earlier "
-            "masks of its own group. A real row never sees a mask: that is why its answer is plain "
-            "decoding’s.",
+            "A mask may see what is settled, the drafts its group takes for granted, the earlier "
+            "masks of its own group, and itself: that keeps its guess to the one future it is asked about. "
+            "A real row never sees a mask: that is why its answer is plain decoding’s.",
         ],
         "task": "Fill in one line: what may mask 2 of group 1 see? Switch on all it may see, then check.",
         "structure": structure,
@@ -379,7 +389,7 @@ def _outcome(rule: dict[str, Any], best: dict[str, Any], rules: dict[str, Any]) 
     real = [row["slot"] == 0 for row in rules["structure"]["rows"]]
     touched = any(set(line) & {"!", "?"} for line, is_real in zip(rule["whys"], real, strict=True) if is_real)
     every = f"all {runs} runs" if runs > 1 else "the run"
-    speed = f"{_number(rate)} tokens a call"
+    speed = f"{_number(rate)} tokens a call (k = {max(rules['structure']['masks'])})"
     if rule is best:
         if broken:
             return f"The text parted in {broken} of {runs} runs, at tokens that are nearly as likely as "
@@ -453,12 +463,14 @@ def _keep(told: dict[str, Any]) -> dict[str, Any]:
         "press": "Now let it run: make SPACE’s calls, and see how many plain calls the same text takes.",
         "end": (
             f"{same}: {_count(calls, 'call')} instead of {len(close['plain'])}, "
-            f"{_number(tokens / calls)} tokens a call."
+            f"{_number(tokens / calls)} tokens a call (k = {k})."
         ),
         "sampled": (
             "At a temperature above 0 the check is a throw of dice: a draft that the masks gave q and the "
             "model gives p stands with probability min(1, p/q), and a fallen one is drawn anew from what "
-            "p has more than q. That leaves exactly p: not the same text, but the same distribution."
+            "p has more than q. That leaves exactly p: not the same text, but the same distribution. (q is "
+            "what the draft was drawn with, whatever its guess was told; a draft copied from the "
+            "text has q = 1.)"
         ),
     }
 
@@ -477,9 +489,9 @@ def _train(
         "short": "Training, and limits",
         "title": "What training teaches, and when SPACE does not pay",
         "lead": [
-            "A model that never met [M] guesses badly. SAR-SFT shows it masks behind real text and the "
-            "tokens that "
-            "really follow. " + METHOD_WORDS.get(told["masks"]["method"], METHOD_WORDS["gated"]),
+            "A model that never met [M] guesses badly. SAR-SFT (semi-autoregressive supervised fine-tuning) "
+            "shows it masks behind real text and the tokens that really follow. "
+            + METHOD_WORDS.get(told["masks"]["method"], METHOD_WORDS["gated"]),
         ],
         "task": "Choose a token: a training group is anchored there. Its masks must learn the marked tokens.",
         "text": close["plain"][:40],
@@ -497,15 +509,15 @@ def _train(
         "places": places,
         "goals": goals(gains, places),
         "basis": _basis(gains),
-        "planner": _planner(benches),
+        "planner": _planner(benches, gains, machines),
         "heat": _heat(gains),
     }
 
 
 CLOSE_MASKS = 3
 METHOD_WORDS: Final = {
-    "gated": "Here the base model is frozen: only mask rows pass through what was trained, so plain "
-    "decoding is bit for bit what it was.",
+    "gated": "Here the base model is frozen. What learns is the masks’ own embeddings and a low-rank adapter "
+    "that only mask rows pass through, so plain decoding is bit for bit what it was.",
     "paper": "Here all weights were trained along, so SPACE’s text is that of the model after training.",
     "untrained": "This checkpoint’s masks were never trained: it shows what happens without.",
 }
@@ -572,17 +584,27 @@ def _heat(gains: dict[str, Any]) -> str:
     return f"Tokens a call by temperature, k = {k}: {', '.join(parts)}. {tail}"
 
 
-def _planner(benches: Sequence[benchmarks.Bench]) -> str:
+def _planner(benches: Sequence[benchmarks.Bench], gains: dict[str, Any], machines: Sequence[Machine]) -> str:
     """What the planner makes of it, from the benchmark; empty where it was not measured beside the grid."""
+    drawn = {
+        k: gain / cost(machines[0], (k + 1) ** 2) for k, gain in enumerate(gains["trained"][0], 1) if machines
+    }
     for bench in benches:
         scores = {(score.method, score.k): score for score in bench.scores}
         for (method, k), grid in scores.items():
             planned = scores.get(("space", k))
             if method == "space-grid" and planned:
+                less = ""
+                if grid.speedup < drawn.get(k, 0.0) * (1 - EVEN):
+                    less = (
+                        " (less than the bar above: whole runs also read the prompt and the "
+                        "guesses, and calls get "
+                        "dearer as the text grows)"
+                    )
                 return (
                     "By default a planner feeds only the rows that are worth their time. On the benchmark "
                     f"({bench.head.name}, {bench.prompts} prompts, k = {k}) the full grid came to "
-                    f"{grid.speedup:.2f}× plain decoding with {grid.rows_per_call:.0f} rows a call, "
+                    f"{grid.speedup:.2f}× plain decoding with {grid.rows_per_call:.0f} rows a call{less}, "
                     f"planned calls to {planned.speedup:.2f}× with {planned.rows_per_call:.1f}."
                 )
     return ""
@@ -594,15 +616,6 @@ def _planner(benches: Sequence[benchmarks.Bench]) -> str:
 def _questions(told: dict[str, Any], machines: list[Machine]) -> list[dict[str, str]]:
     opened = told["close"]["opened"]
     k = len(opened["chain"]) - 1
-    gains = told["gains"]["trained"][0]
-    slower = "A call of many rows costs more than a call of one, and the tokens it wins must pay for that."
-    if machines:
-        ratios = [gain / cost(machines[0], (k + 1) ** 2) for k, gain in enumerate(gains, 1)]
-        last = len(gains)
-        slower += (
-            f" Here, with k = {last}: {_number(gains[-1])} tokens a call for the price of "
-            f"{_number(cost(machines[0], (last + 1) ** 2))} plain calls, {_speed(ratios[-1])}."
-        )
     return [
         {
             "question": "What are the rows of a call?",
@@ -613,8 +626,9 @@ def _questions(told: dict[str, Any], machines: list[Machine]) -> list[dict[str, 
         },
         {
             "question": "Which tokens may a mask see?",
-            "answer": "All that is settled, the newest token, the drafts up to its group’s own place, and "
-            "the earlier masks of its group. No other group, and no later draft.",
+            "answer": "All that is settled, the newest token, the drafts up to its group’s own place, "
+            "the earlier masks of its group, and itself. No other group, and no later draft: those belong to "
+            "other futures, and its guess would be about them.",
         },
         {
             "question": "What happens to the drafts behind a rejected one?",
@@ -628,7 +642,7 @@ def _questions(told: dict[str, Any], machines: list[Machine]) -> list[dict[str, 
             "distribution as it is. Only rounding can part the two texts, where two tokens are nearly as "
             "likely: more rows are added up in another order.",
         },
-        {"question": "Why can it be slower on a CPU?", "answer": slower},
+        {"question": "Why can it be slower on a CPU?", "answer": _slower(told, machines)},
         {
             "question": "What does training change?",
             "answer": "How often drafts stand, and nothing else of the check. "
@@ -641,7 +655,42 @@ def _questions(told: dict[str, Any], machines: list[Machine]) -> list[dict[str, 
     ]
 
 
+def _slower(told: dict[str, Any], machines: list[Machine]) -> str:
+    """Why rows cost time, with the best and the worst of what was recorded at the middle k."""
+    why = (
+        "A call must fetch all weights, and a GPU waits for them most of the time: further rows are computed "
+        "meanwhile, nearly for free. A CPU’s cores are busy with a few rows already, so each "
+        "further row takes "
+        "time, and the tokens it wins must pay for that."
+    )
+    if not machines:
+        return why
+    gains, k = told["gains"], min(5, len(told["gains"]["trained"][0]))
+    rates = {
+        (masks, temperature): line[k - 1]
+        for masks in ("trained", "untrained")
+        for temperature, line in zip(gains["temperatures"], gains[masks], strict=True)
+    }
+    price = cost(machines[0], (k + 1) ** 2)
+
+    def case(masks: str, temperature: float) -> str:
+        rate = rates[masks, temperature]
+        heat = f"temperature {temperature:g}" if temperature else "greedy"
+        return f"{masks} masks, {heat}: {_number(rate)} tokens a call, {_speed(rate / price)}"
+
+    worst, best = sorted(rates, key=lambda each: rates[each])[:: len(rates) - 1]
+    return (
+        f"{why} Here, with k = {k}, a full grid costs {_number(price)} plain calls. "
+        f"{_capital(case(*worst))}; "
+        f"{case(*best)}."
+    )
+
+
 # ---------------------------------------------------------------- figures and words
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def cost(machine: Machine, rows: int) -> float:
@@ -670,7 +719,9 @@ def _stood(stood: int, drafts: int) -> str:
 
 
 def _drafts(first: int, last: int) -> str:
-    return f"Draft {first}" if first == last else f"Drafts {first} to {last}"
+    if first == last:
+        return f"Draft {first}"
+    return f"Drafts {first} {'and' if last == first + 1 else 'to'} {last}"
 
 
 def _speed(ratio: float) -> str:
@@ -680,7 +731,7 @@ def _speed(ratio: float) -> str:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.0%}"
+    return f"{int(100 * part / whole + 0.5)}%"  # halves rise, as in the browser
 
 
 def _bin(row: Sequence[Any]) -> str:

@@ -138,6 +138,12 @@ def test_a_wrong_check_is_marked(lessons: Page) -> None:
     lessons.click("#verify-check")
     expect(lessons.locator(".chain-line.missed")).to_have_count(len(step["fates"]) - 1)
     assert lessons.locator(".chain-line[data-fate]").count() == 0, "the answer is not given away"
+    # What stands behind the draft that falls may look right: that it is not asked is another mistake.
+    for at, fate in list(enumerate(step["fates"]))[1:]:
+        lessons.check(f"input[name=verify-{at}][value={'accepted' if fate == 'unreached' else fate}]")
+    lessons.click("#verify-check")
+    expect(said(lessons, "wrong")).to_have_text(step["behind"])
+    expect(lessons.locator(".chain-line.missed")).to_have_count(step["fates"].count("unreached"))
     solve(lessons, "verify")
     expect(finished(lessons, "verify")).to_have_count(1)
 
@@ -161,13 +167,19 @@ def test_cards_that_do_not_fit_go_back(lessons: Page) -> None:
     expect(lessons.locator(".learn .card:visible")).to_have_count(step["k"])
     lessons.locator(".slot").first.click()
     expect(lessons.locator(".learn .card:visible")).to_have_count(step["k"] + 1)
-    solve(lessons, "grid")
+    for card, place in zip(cards, step["cards"], strict=True):
+        card.click()
+        lessons.locator(".slot-cell, .group:not(.grid-head *)").nth(place).click()
     expect(lessons.locator(".lesson-grid .place[data-row]")).to_have_count(
         len(step["opened"]["structure"]["rows"])
     )
-    other = (step["opened"]["group"] + 1) % (step["k"] + 1)
-    lessons.check(f"input[name=grid-group][value='{other}']")
-    expect(lessons.locator(".group.chosen")).to_have_count(0)
+    chosen = lessons.locator(".lesson-grid :is(.group.chosen, .place.taken)")
+    expect(chosen).to_have_count(0)  # nor is the second answer
+    for guess, marked in ((1, 0), (0, 1 + len(step["opened"]["chosen"])), (2, 0)):
+        group = (step["opened"]["group"] + guess) % (step["k"] + 1)
+        lessons.check(f"input[name=grid-group][value='{group}']")
+        expect(chosen).to_have_count(marked)
+    expect(finished(lessons, "grid")).to_have_count(1)
 
 
 def test_each_wrong_cell_says_why(lessons: Page) -> None:
