@@ -203,7 +203,7 @@ def test_drafts_that_no_mask_guessed_are_told_apart() -> None:
     steps = [replace(step, copied=at == 1) for at, step in enumerate(SPACE)]
     sentence = verdict(run(steps, "space"), run(VANILLA, "vanilla"))["sentence"]
     were = "was" if stood[1] == 1 else "were"
-    assert f"Of the {sum(stood)} drafts that stood, {stood[1]} {were} copied from the text so far" in sentence
+    assert f"{stood[1]} of {sum(stood)} drafts that stood {were} copied from the text." in sentence
     steps = [replace(step, copied=True) for step in SPACE]
     assert (
         f"All {sum(stood)} drafts that stood were copied"

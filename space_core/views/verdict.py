@@ -74,7 +74,7 @@ def verdict(space: Trace, vanilla: Trace, others: Sequence[Trace] = (), stopped:
     sentence = _how_it_ended(space, vanilla, stopped) + "; ".join(parts) + "."
     sentence += _copied(space)
     if identical and is_loop(space.output_ids):
-        sentence += " The text loops, and loops are easy to guess: sample, and less is won."
+        sentence += " The text loops, and loops are easy to guess."
     if identical is False:
         tone = "bad"
     return Verdict(
@@ -95,11 +95,8 @@ def _copied(space: Trace) -> str:
     stood = sum(step.accepted for step in space.steps)
     if copied == stood:
         who = "The draft that stood was" if stood == 1 else f"All {stood} drafts that stood were"
-        return f" {who} copied from the text so far."
-    return (
-        f" Of the {_count(stood, 'draft')} that stood, {copied} {'was' if copied == 1 else 'were'} copied "
-        "from the text so far, the rest the masks’ guesses."
-    )
+        return f" {who} copied from the text."
+    return f" {copied} of {stood} drafts that stood {'was' if copied == 1 else 'were'} copied from the text."
 
 
 def _alone(trace: Trace) -> Verdict:

@@ -123,6 +123,7 @@ def test_a_closed_race_of_further_lanes_leaves_no_thread(tiny_model: Path, one_t
 
 def test_every_bonus_token_is_marked_where_one_guess_stands(app: Page) -> None:
     set_number(app, "k", 1)
+    choose_grid(app)  # planned calls check a draft where their measured time allows it
     race(app)
     assert app.locator("#text-space .tok.bonus").count() > 0
     assert text(app, "space") == text(app, "vanilla")
