@@ -87,7 +87,7 @@ def space(
 
 
 def _space(run: _Run, planner: Planner) -> Iterator[Step]:
-    model, settings, prompt_ids = run.model, run.settings, run.prompt_ids
+    model, prompt_ids = run.model, run.prompt_ids
     last = list(prompt_ids[run.known :])
     layout = Layout.first(len(last), min(planner.opening, run.left - 1))
     drafts = tried = Drafts()  # those that are judged, and those at hand, of which the planner chose them
