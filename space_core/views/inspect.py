@@ -17,6 +17,7 @@ from space_core.inspect import guesses, layout_of
 from space_core.layout import Layout
 from space_core.model import SpaceModel
 from space_core.trace import Origin, Step, Trace
+from space_core.views import phrases
 
 FORMAT: Final = "space-call/1"
 CONTEXT = 8
@@ -246,7 +247,7 @@ def _checked(call: Opened, sampled: bool) -> list[str]:
         return [f"This call read the prompt and wrote {wrote}. There was no draft to check yet."]
     told, stood = [], fates.count("accepted")
     if stood:
-        who, them = _drafts(1, stood), "it" if stood == 1 else "each of them"
+        who, them = phrases.drafts(1, stood), "it" if stood == 1 else "each of them"
         reason = "it passed the draw" if stood == 1 else "they passed the draw"
         told.append(f"{who} stood: " + (reason if sampled else f"the row before {them} says the same") + ".")
     if "rejected" in fates:
@@ -257,7 +258,7 @@ def _checked(call: Opened, sampled: bool) -> list[str]:
         told.append(f"Since all stood, one token of the model’s own came on top, {wrote}.")
     lost = fates.count("unreached")
     if lost:
-        what, it = _drafts(stood + 2, stood + 1 + lost), "it was" if lost == 1 else "they were"
+        what, it = phrases.drafts(stood + 2, stood + 1 + lost), "it was" if lost == 1 else "they were"
         told.append(f"{what} came behind a wrong token, so nobody asks whether {it} right.")
     return told
 
@@ -284,12 +285,6 @@ def _onward(call: Opened) -> str:
     if count > 1:
         taken = f"first {count} guesses are the next call’s drafts"
     return f"So group {group}, which assumes that {assumed}, was right: its {taken}."
-
-
-def _drafts(first: int, last: int) -> str:
-    if first == last:
-        return f"Draft {first}"
-    return f"Drafts {first} {'and' if last == first + 1 else 'to'} {last}"
 
 
 def _quoted(piece: str) -> str:

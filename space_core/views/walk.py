@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from space_core.errors import ResultError
-from space_core.views import benchmarks, recording
+from space_core.views import benchmarks, phrases, recording
 
 FORMAT: Final = "space-lessons/1"
 WALK: Final = "space-walk/1"
@@ -213,9 +213,8 @@ def _guess(told: dict[str, Any]) -> dict[str, Any]:
         "title": "What the masks predict are drafts: guesses, nothing more",
         "lead": [
             "The likeliest token of each mask becomes a draft for the next call. All masks answer at once: "
-            "each sees the empty places before its own, not what is guessed there, so a later draft "
-            "fits only "
-            "where the earlier ones come true. "
+            "each sees the empty places before its own, not what is guessed there, so a later draft fits "
+            "only where the earlier ones come true. "
             + _told(told["masks"])
             + "A draft stands if plain decoding would have written the same token there, and all drafts "
             "before it stand too.",
@@ -253,7 +252,7 @@ def _verify(told: dict[str, Any]) -> dict[str, Any]:
     behind = ""
     if lost:
         behind = (
-            f" {_drafts(stood + 2, stood + 1 + lost)} stood behind a wrong token: what comes out of "
+            f" {phrases.drafts(stood + 2, stood + 1 + lost)} stood behind a wrong token: what comes out of "
             f"{'its row' if lost == 1 else 'those rows'} belongs to a text that will never be, so it is "
             "thrown away unread, even if it looks right."
         )
@@ -469,8 +468,8 @@ def _keep(told: dict[str, Any]) -> dict[str, Any]:
             "At a temperature above 0 the check is a throw of dice: a draft that the masks gave q and the "
             "model gives p stands with probability min(1, p/q), and a fallen one is drawn anew from what "
             "p has more than q. That leaves exactly p: not the same text, but the same distribution. (q is "
-            "what the draft was drawn with, whatever its guess was told; a draft copied from the "
-            "text has q = 1.)"
+            "what the draft was drawn with, whatever its guess was told; a draft copied from the text "
+            "has q = 1.)"
         ),
     }
 
@@ -597,9 +596,8 @@ def _planner(benches: Sequence[benchmarks.Bench], gains: dict[str, Any], machine
                 less = ""
                 if grid.speedup < drawn.get(k, 0.0) * (1 - EVEN):
                     less = (
-                        " (less than the bar above: whole runs also read the prompt and the "
-                        "guesses, and calls get "
-                        "dearer as the text grows)"
+                        " (less than the bar above: whole runs also read the prompt and the guesses, "
+                        "and calls get dearer as the text grows)"
                     )
                 return (
                     "By default a planner feeds only the rows that are worth their time. On the benchmark "
@@ -659,9 +657,8 @@ def _slower(told: dict[str, Any], machines: list[Machine]) -> str:
     """Why rows cost time, with the best and the worst of what was recorded at the middle k."""
     why = (
         "A call must fetch all weights, and a GPU waits for them most of the time: further rows are computed "
-        "meanwhile, nearly for free. A CPU’s cores are busy with a few rows already, so each "
-        "further row takes "
-        "time, and the tokens it wins must pay for that."
+        "meanwhile, nearly for free. A CPU’s cores are busy with a few rows already, so each further row "
+        "takes time, and the tokens it wins must pay for that."
     )
     if not machines:
         return why
@@ -681,16 +678,11 @@ def _slower(told: dict[str, Any], machines: list[Machine]) -> str:
     worst, best = sorted(rates, key=lambda each: rates[each])[:: len(rates) - 1]
     return (
         f"{why} Here, with k = {k}, a full grid costs {_number(price)} plain calls. "
-        f"{_capital(case(*worst))}; "
-        f"{case(*best)}."
+        f"{case(*worst).capitalize()}; {case(*best)}."
     )
 
 
 # ---------------------------------------------------------------- figures and words
-
-
-def _capital(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
 
 
 def cost(machine: Machine, rows: int) -> float:
@@ -715,13 +707,7 @@ def _stood(stood: int, drafts: int) -> str:
         return f"All {drafts} drafts stood." if drafts > 1 else "The draft stood."
     if not stood:
         return "Draft 1 fell, so none stood."
-    return f"{_drafts(1, stood)} stood, draft {stood + 1} fell."
-
-
-def _drafts(first: int, last: int) -> str:
-    if first == last:
-        return f"Draft {first}"
-    return f"Drafts {first} {'and' if last == first + 1 else 'to'} {last}"
+    return f"{phrases.drafts(1, stood)} stood, draft {stood + 1} fell."
 
 
 def _speed(ratio: float) -> str:
