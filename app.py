@@ -1134,8 +1134,11 @@ class Page(gr.Blocks):
 # ---------------------------------------------------------------- the page, top to bottom
 
 
-def header(handlers: Handlers, choice: gr.State) -> tuple[gr.HTML, gr.Timer]:
-    """The chip, and the timer that asks what it says while a model loads."""
+def header(page: gr.Blocks, handlers: Handlers, choice: gr.State) -> tuple[gr.HTML, gr.Timer]:
+    """The chip, and the timer that asks what it says while a model loads.
+
+    Asked as the page opens, too: the page was made before the model was there.
+    """
     with gr.Row(elem_id="header", equal_height=True):
         gr.Markdown(
             "# SPACE\n"
@@ -1151,9 +1154,7 @@ def header(handlers: Handlers, choice: gr.State) -> tuple[gr.HTML, gr.Timer]:
             elem_id="chip",
         )
         poll = gr.Timer(0.7)
-    poll.tick(
-        handlers.status, choice, [chip, poll], queue=False, show_progress="hidden", api_visibility="private"
-    )
+    gr.on([page.load, poll.tick], handlers.status, choice, [chip, poll], **PLUMBING)
     return chip, poll
 
 
@@ -1520,7 +1521,7 @@ def build(loader: Loader, deadline: float = 120.0, training: training.Training |
     page = Page(title="SPACE: same text, fewer calls", analytics_enabled=False)
     with page:
         choice = gr.State("")  # the model that this visitor races with, where it is not the page's own
-        chip, poll = header(handlers, choice)
+        chip, poll = header(page, handlers, choice)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Race", id="race"):
                 race_tab(page, handlers, choice, poll)

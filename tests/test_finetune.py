@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -333,11 +334,26 @@ def test_mask_training_resumes_to_the_bit(tmp_path):
     assert torch.equal(train(tmp_path / "cut", 9), whole)
 
 
-def test_smoke_recipe_from_nothing_killed_once_and_resumed(tmp_path):
-    command = [
-        sys.executable, "-m", "finetune", "build", "--recipe", "smoke", "--run", str(tmp_path / "run"),
-        "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "checkpoint"),
+def build(recipe, folder):
+    """The command that builds a recipe from nothing in a folder."""
+    return [
+        sys.executable, "-m", "finetune", "build", "--recipe", str(recipe), "--run", str(folder / "run"),
+        "--cache", str(folder / "cache"), "--out", str(folder / "checkpoint"),
     ]  # fmt: skip
+
+
+def logged(folder, name):
+    """What a checkpoint's log says of it, in order."""
+    lines = (folder / "checkpoint" / "training_log.jsonl").read_text().splitlines()
+    return [row[name] for row in map(json.loads, lines) if name in row]
+
+
+def test_a_recipe_from_nothing_killed_once_and_resumed(tmp_path):
+    smoke = (ROOT / "finetune" / "recipes" / "smoke.toml").read_text(encoding="utf-8")
+    shorter = smoke.replace("steps = 150", "steps = 60").replace("prompts = 384", "prompts = 192")
+    assert shorter != smoke
+    (tmp_path / "shorter.toml").write_text(shorter, encoding="utf-8")
+    command = build(tmp_path / "shorter.toml", tmp_path)
     first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not (tmp_path / "run" / "pretrain.pt").exists() and time.monotonic() < deadline:
@@ -359,9 +375,17 @@ def test_smoke_recipe_from_nothing_killed_once_and_resumed(tmp_path):
     )  # fmt: skip
     figures = json.loads(told.stdout)
     assert figures["share_that_ends"] == 0 and figures["identical_to_vanilla"] == 1
-    log = [json.loads(line) for line in (tmp_path / "checkpoint" / "training_log.jsonl").open()]
-    losses = [row["heldout_loss"] for row in log if "heldout_loss" in row]
-    rates = [row["tokens_per_call"] for row in log if "tokens_per_call" in row]
+    losses, rates = logged(tmp_path, "heldout_loss"), logged(tmp_path, "tokens_per_call")
     assert losses[-1] < losses[0] and rates[-1] > rates[0] + 0.05
-    steps = [row["step"] for row in log if row["stage"] == "pretrain" and "loss" in row]
+    lines = (tmp_path / "checkpoint" / "training_log.jsonl").read_text().splitlines()
+    steps = [row["step"] for row in map(json.loads, lines) if row["stage"] == "pretrain" and "loss" in row]
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+def test_the_smoke_recipe_climbs_to_two_tokens_a_call_in_two_minutes(tmp_path):
+    begin = time.monotonic()
+    subprocess.run(build("smoke", tmp_path), cwd=ROOT, check=True, stderr=subprocess.DEVNULL, timeout=600)
+    seconds, rates = time.monotonic() - begin, logged(tmp_path, "tokens_per_call")
+    assert rates[0] < 1.3 and rates[-1] >= 2.0 and seconds < 120
+    assert sum(later > earlier for earlier, later in pairwise(rates)) >= len(rates) - 2, "it climbs"

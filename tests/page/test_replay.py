@@ -222,7 +222,7 @@ def test_a_hostile_recording_is_text_and_nothing_else(
 def test_a_live_race_resets_the_controls_and_they_wake_at_its_end(app: Page) -> None:
     expect(app.locator("#replay-play")).to_be_enabled()
     choose_grid(app)  # a race that lasts: the tiny model's planned one is over before a busy machine looks
-    set_number(app, "budget", 512)
+    set_number(app, "budget", 320)
     app.click("#race")
     under_way(app, 8)
     expect(app.locator("#source .tag")).to_have_text("live")
