@@ -15,12 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from space_core import cost
 from space_core.cache import BlockCache
@@ -210,7 +205,7 @@ class _Run:
         # Random numbers are drawn on the CPU, so that a seed means the same on every device. Each
         # decoder has a stream of its own: lanes of one race are independent draws.
         self.random = torch.Generator().manual_seed(2 * settings.seed + stream)
-        self.warpers = LogitsProcessorList(_warpers(settings))
+        self.warpers = _warpers(settings)
         self.no_tokens = torch.empty(0, dtype=torch.long, device=model.device)
         self.vocabulary = 0
         """Width of the logits, known from the first call on."""
@@ -231,10 +226,12 @@ class _Run:
     def distribution(self, logits: Tensor) -> Tensor:
         """Probabilities after temperature, top-k and top-p. [n, V] to float64 (float32 on mps)."""
         wide = logits.float() if logits.device.type == "mps" else logits.double()
-        # These warpers look at each row alone; transformers' signature wants the text so far.
+        # These warpers look at each row alone; transformers' signature wants the text so far. One after the
+        # other: its list of them looks up the signature of each, at each call.
         no_text: Any = None
-        probabilities: Tensor = self.warpers(no_text, wide).softmax(-1)
-        return probabilities
+        for warper in self.warpers:
+            wide = warper(no_text, wide)
+        return wide.softmax(-1)
 
     def uniforms(self, count: int, like: Tensor) -> Tensor:
         return self.dice(count).to(like)
