@@ -26,6 +26,13 @@ def llama():
     return SpaceModel(lm, None, trained_like_masks(lm), eos_ids=())
 
 
+@pytest.fixture(autouse=True)
+def one_look(monkeypatch):
+    """What calls cost is measured once where a test makes a model, not five times: plans may then be worse,
+    texts the same."""
+    monkeypatch.setattr("space_core.cost.REPETITIONS", 1)
+
+
 @pytest.fixture
 def as_before():
     """The command line sets torch's threads and transformers' log level for the whole process."""

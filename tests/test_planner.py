@@ -182,6 +182,11 @@ def test_the_cost_curve_never_falls_and_goes_on_as_it_ends():
     assert cost[19] - cost[18] == pytest.approx(4 / 9)
 
 
+@pytest.fixture
+def one_look():
+    """Not here, where the looks themselves are tested."""
+
+
 @pytest.mark.parametrize(
     ("pace", "bare", "masked"),
     [

@@ -427,7 +427,9 @@ def hostile(piece: str) -> dict[str, Any]:
     return walk.walk(told, [machine], [])
 
 
-@pytest.mark.parametrize("piece", HOSTILE[:4])
+@pytest.mark.parametrize(
+    "piece", [HOSTILE[0], HOSTILE[2], *(pytest.param(HOSTILE[i], marks=pytest.mark.slow) for i in (1, 3))]
+)
 def test_hostile_tokens_stay_text(watched: Page, empty_server: Server, piece: str) -> None:
     watched.add_init_script(
         f"const told = {json.dumps(hostile(piece))}; const parse = JSON.parse;"
