@@ -1134,8 +1134,8 @@ class Page(gr.Blocks):
 # ---------------------------------------------------------------- the page, top to bottom
 
 
-def header(page: gr.Blocks, handlers: Handlers, choice: gr.State) -> tuple[gr.HTML, gr.Timer]:
-    """The chip, and the timer that asks what it says while a model loads.
+def header(page: gr.Blocks, handlers: Handlers, choice: gr.State) -> tuple[gr.HTML, gr.Timer, Any]:
+    """The chip, the timer that asks what it says while a model loads, and the event of asking.
 
     Asked as the page opens, too: the page was made before the model was there.
     """
@@ -1154,8 +1154,8 @@ def header(page: gr.Blocks, handlers: Handlers, choice: gr.State) -> tuple[gr.HT
             elem_id="chip",
         )
         poll = gr.Timer(0.7)
-    gr.on([page.load, poll.tick], handlers.status, choice, [chip, poll], **PLUMBING)
-    return chip, poll
+    asking = gr.on([page.load, poll.tick], handlers.status, choice, [chip, poll], **PLUMBING)
+    return chip, poll, asking
 
 
 def prompt_region() -> gr.Textbox:
@@ -1293,7 +1293,7 @@ def figures_region() -> list[gr.Plot]:
         ]
 
 
-def race_tab(page: gr.Blocks, handlers: Handlers, choice: gr.State, poll: gr.Timer) -> None:
+def race_tab(page: gr.Blocks, handlers: Handlers, choice: gr.State, asking: Any) -> None:
     loader = handlers.loader
     with gr.Row(elem_id="request"):
         prompt = prompt_region()
@@ -1325,7 +1325,7 @@ def race_tab(page: gr.Blocks, handlers: Handlers, choice: gr.State, poll: gr.Tim
         api_visibility="private",
     )
     racing.then(handlers.figures, race, figures, **PLUMBING)
-    talking(handlers, talk, prompt, race, choice, poll, racing)
+    talking(handlers, talk, prompt, race, choice, asking, racing)
     stopping = halt.click(handlers.stop, race, arena, cancels=[racing], **PLUMBING)
     stopping.then(handlers.figures, race, figures, **PLUMBING)
     arena.resend(handlers.resend, race, arena, **PLUMBING)
@@ -1349,11 +1349,11 @@ def talking(
     prompt: gr.Textbox,
     race: gr.State,
     choice: gr.State,
-    poll: gr.Timer,
+    asking: Any,
     racing: Any,
 ) -> None:
     """Events of a conversation: offered by a model that can, told after each race, ended by its button."""
-    poll.tick(handlers.offer_talk, choice, talk.row, **PLUMBING)
+    asking.then(handlers.offer_talk, choice, talk.row, **PLUMBING)
     racing.then(handlers.turn, race, [talk.told, prompt, talk.end], **PLUMBING)
     talk.end.click(handlers.end_talk, race, [talk.told, talk.end], **PLUMBING)
 
@@ -1521,10 +1521,10 @@ def build(loader: Loader, deadline: float = 120.0, training: training.Training |
     page = Page(title="SPACE: same text, fewer calls", analytics_enabled=False)
     with page:
         choice = gr.State("")  # the model that this visitor races with, where it is not the page's own
-        chip, poll = header(page, handlers, choice)
+        chip, poll, asking = header(page, handlers, choice)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Race", id="race"):
-                race_tab(page, handlers, choice, poll)
+                race_tab(page, handlers, choice, asking)
             with gr.Tab("Learn", id="learn"):
                 learn_region()
             with gr.Tab("Benchmark", id="benchmark") as tab:

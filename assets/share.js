@@ -105,11 +105,13 @@ class Share {
 
   // The card as pixels: the browser draws the picture, in which nothing can run.
   async raster() {
-    await this.card.decode();
+    const picture = make("img"); // of its own: one that is painted anew meanwhile cannot be decoded
+    picture.src = this.card.src;
+    await picture.decode();
     const canvas = make("canvas");
-    canvas.width = this.card.naturalWidth;
-    canvas.height = this.card.naturalHeight;
-    canvas.getContext("2d").drawImage(this.card, 0, 0);
+    canvas.width = picture.naturalWidth;
+    canvas.height = picture.naturalHeight;
+    canvas.getContext("2d").drawImage(picture, 0, 0);
     canvas.toBlob((pixels) => pixels && this.save("png", "image/png", pixels), "image/png");
   }
 

@@ -84,9 +84,9 @@ def test_a_hostile_link_runs_nothing(watched: Page, empty_server: Server, piece:
     expect(watched.locator("#notice")).to_be_visible()
     assert watched.locator("#arena img, #arena script, #prompt img, #notice :is(img, script)").count() == 0
     assert watched.input_value("#prompt textarea") == piece
-    for name in ("model", "k", "plan"):
-        told = f"The link’s {name} was left out: "
-        assert piece[:20] in (watched.locator("#notice").text_content() or "").partition(told)[2]
+    notice = watched.locator("#notice").text_content() or ""
+    for words in ("It was made with ", "The link’s k was left out: ", "The link’s plan was left out: "):
+        assert piece[:20] in notice.partition(words)[2]
     assert watched.evaluate("window.pwned") is None
 
 
