@@ -66,10 +66,12 @@ def test_the_recording_stands_there_before_any_model(unloaded: Page) -> None:
 
 def test_replay_by_keyboard_alone_and_without_a_request(unloaded: Page) -> None:
     asked: set[Any] = set()
-    # The page's own: whether the model is there (a tick), and what its address asks (at load).
+    # The page's own: whether the model is there (at load and at each tick; behind it whether it holds
+    # conversations), and what its address asks (at load).
     own = unloaded.evaluate(
-        "window.gradio_config.dependencies"
-        ".filter(d => d.targets.some(t => ['load', 'tick'].includes(t[1]))).map(d => d.id)"
+        "() => { const all = window.gradio_config.dependencies;"
+        " const own = all.filter(d => d.targets.some(t => ['load', 'tick'].includes(t[1]))).map(d => d.id);"
+        " return [...own, ...all.filter(d => own.includes(d.trigger_after)).map(d => d.id)]; }"
     )
     assert len(own) == 3
     unloaded.on(
