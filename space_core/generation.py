@@ -457,7 +457,7 @@ class _Guided(_Run):
         self.left = min(most, room)
         self.at_budget = Stop.CONTEXT if room < most else Stop.MAX_NEW_TOKENS
         self.own = request.own(row)
-        self.alone = processors.LogitsProcessorList(p for p in self.own if type(p) in _OF_THE_ROW)
+        self.alone = [p for p in self.own if type(p) in _OF_THE_ROW]
         self.kept: list[tuple[Tensor, Tensor]] = []
         self._judged: tuple[Tensor, Tensor] | None = None
 
@@ -467,7 +467,10 @@ class _Guided(_Run):
         Any distribution would do, as long as the drafts are judged by it.
         """
         no_text: Any = None
-        return self._wide(self.alone(no_text, logits.to(torch.float32, copy=True))).softmax(-1)
+        scores = logits.to(torch.float32, copy=True)
+        for processor in self.alone:
+            scores = processor(no_text, scores)
+        return self._wide(scores).softmax(-1)
 
     def verify(self, logits: Tensor, drafts: Drafts) -> Verdict:
         self.vocabulary = logits.shape[-1]

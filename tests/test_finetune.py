@@ -342,10 +342,9 @@ def build(recipe, folder):
     ]  # fmt: skip
 
 
-def logged(folder, name):
-    """What a checkpoint's log says of it, in order."""
-    lines = (folder / "checkpoint" / "training_log.jsonl").read_text().splitlines()
-    return [row[name] for row in map(json.loads, lines) if name in row]
+def log_of(folder):
+    """The rows of a built checkpoint's log."""
+    return [json.loads(line) for line in (folder / "checkpoint" / "training_log.jsonl").open()]
 
 
 def test_a_recipe_from_nothing_killed_once_and_resumed(tmp_path):
@@ -375,10 +374,11 @@ def test_a_recipe_from_nothing_killed_once_and_resumed(tmp_path):
     )  # fmt: skip
     figures = json.loads(told.stdout)
     assert figures["share_that_ends"] == 0 and figures["identical_to_vanilla"] == 1
-    losses, rates = logged(tmp_path, "heldout_loss"), logged(tmp_path, "tokens_per_call")
+    log = log_of(tmp_path)
+    losses = [row["heldout_loss"] for row in log if "heldout_loss" in row]
+    rates = [row["tokens_per_call"] for row in log if "tokens_per_call" in row]
     assert losses[-1] < losses[0] and rates[-1] > rates[0] + 0.05
-    lines = (tmp_path / "checkpoint" / "training_log.jsonl").read_text().splitlines()
-    steps = [row["step"] for row in map(json.loads, lines) if row["stage"] == "pretrain" and "loss" in row]
+    steps = [row["step"] for row in log if row["stage"] == "pretrain" and "loss" in row]
     assert steps == sorted(set(steps))
 
 
@@ -386,6 +386,7 @@ def test_a_recipe_from_nothing_killed_once_and_resumed(tmp_path):
 def test_the_smoke_recipe_climbs_to_two_tokens_a_call_in_two_minutes(tmp_path):
     begin = time.monotonic()
     subprocess.run(build("smoke", tmp_path), cwd=ROOT, check=True, stderr=subprocess.DEVNULL, timeout=600)
-    seconds, rates = time.monotonic() - begin, logged(tmp_path, "tokens_per_call")
+    seconds = time.monotonic() - begin
+    rates = [row["tokens_per_call"] for row in log_of(tmp_path) if "tokens_per_call" in row]
     assert rates[0] < 1.3 and rates[-1] >= 2.0 and seconds < 120
     assert sum(later > earlier for earlier, later in pairwise(rates)) >= len(rates) - 2, "it climbs"

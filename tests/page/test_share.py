@@ -84,9 +84,10 @@ def test_a_hostile_link_runs_nothing(watched: Page, empty_server: Server, piece:
     expect(watched.locator("#notice")).to_be_visible()
     assert watched.locator("#arena img, #arena script, #prompt img, #notice :is(img, script)").count() == 0
     assert watched.input_value("#prompt textarea") == piece
-    notice = watched.locator("#notice").text_content() or ""
-    for words in ("It was made with ", "The link’s k was left out: ", "The link’s plan was left out: "):
-        assert piece[:20] in notice.partition(words)[2]
+    filled, *left_out = (watched.locator("#notice").text_content() or "").split("The link’s ")
+    assert f"It was made with {piece}" in filled
+    for name in ("k", "plan"):
+        assert any(part.startswith(f"{name} was left out: ") and piece[:20] in part for part in left_out)
     assert watched.evaluate("window.pwned") is None
 
 

@@ -71,13 +71,13 @@ def test_the_first_page_is_usable_soon_and_before_the_model(
         assert min(took) < max(FIRST_PAGE, TIMES_A_BARE_PAGE * min(bare)), (took, bare)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the processor time of a process from /proc")
 def test_a_loaded_model_is_told_as_the_page_opens_and_not_at_the_next_tick(app: Page) -> None:
     app.add_init_script("window.setInterval = () => 0")
     app.reload()
     expect(app.locator('.chip[data-state="ready"]')).to_be_visible()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the processor time of a process from /proc")
 def test_a_page_that_nobody_looks_at_takes_next_to_no_processor_time(empty_server: Server) -> None:
     """Gradio would look into its queue 1,000 times a second: 6 to 10 % of a core, from every decoder beside it."""
 
