@@ -78,8 +78,14 @@ try:
     HOSTING = hosting.Hosting.read(os.environ)
 except CheckpointError as wrong:
     sys.exit(f"app.py: {wrong}")
-PLUMBING: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-"""Of events that answer at once and are nobody's interface."""
+PLUMBING: dict[str, Any] = {
+    "queue": False,
+    "show_progress": "hidden",
+    "show_progress_on": [],
+    "api_visibility": "private",
+}
+"""Of events that answer at once and are nobody's interface. They show progress nowhere: Gradio 6.31 copies every
+component that was ever to show it, hidden or not, at each message of any stream."""
 
 METHOD_CHOICES = {
     "space": "SPACE, planned",
@@ -1321,6 +1327,7 @@ def race_tab(page: gr.Blocks, handlers: Handlers, choice: gr.State, asking: Any)
         preprocess=False,  # `Settings` judges the raw values, with better words
         **on_device(loader),
         show_progress="minimal",
+        show_progress_on=arena,
         api_name="page_race",
         api_visibility="private",
     )

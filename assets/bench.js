@@ -41,7 +41,7 @@ class Panel {
     if (view?.format !== VIEW) return;
     this.view = view;
     this.root.hidden = false;
-    this.root.dataset.state = view.state;
+    doing(this.root, view.state, "bench");
     this.words.textContent = view.words;
     this.spoken.textContent = view.state === "running" ? "" : view.words;
     this.fill.style.transform = `scaleX(${view.share})`;

@@ -22,7 +22,7 @@ class Builder {
   take(told) {
     if (told?.format !== BUILD) return;
     this.root.hidden = false;
-    this.root.dataset.state = told.state;
+    doing(this.root, told.state, this.root.dataset.words);
     this.words.textContent = told.words;
     if (!["running", "shown"].includes(told.state)) this.spoken.textContent = told.words;
     const facts = told.facts ?? [];

@@ -23,8 +23,13 @@ class Chart {
       if (bar) onOpen("space", Number(bar.dataset.call));
     });
     this.k = 5;
+    this.width = 0;
     this.reset();
-    new ResizeObserver(() => this.layout()).observe(this.root);
+    // Asked for here alone: in the midst of writing it would make the browser lay the page out.
+    new ResizeObserver(() => {
+      this.width = this.root.clientWidth;
+      this.layout();
+    }).observe(this.root);
   }
 
   reset(k) {
@@ -80,12 +85,11 @@ class Chart {
   }
 
   layout() {
-    const width = this.root.clientWidth;
+    const { width } = this;
     if (!width) return;
     const room = width - Chart.left - Chart.right;
     const step = Math.min(Chart.widest, room / Math.max(1, this.counts.length));
     const x = (call) => Chart.left + call * step;
-    this.svg.setAttribute("width", width);
     this.bars.setAttribute("transform", `translate(${Chart.left} 0) scale(${step} 1)`);
 
     if (this.ruled !== `${width} ${this.k}`) this.ruleAll(width);
@@ -104,6 +108,7 @@ class Chart {
   // What stays while calls come: rules, their labels, the places of the notes.
   ruleAll(width) {
     this.ruled = `${width} ${this.k}`;
+    this.svg.setAttribute("width", width);
     this.grid.replaceChildren();
     this.notes.replaceChildren();
     const ceiling = this.k + 1;

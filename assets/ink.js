@@ -1,6 +1,7 @@
-// Colours of Python in a lane's text, by ranges that the browser paints over text nodes: the tokens, their
-// marks and the text itself stay as they are, and a word that several tokens spell has one colour. Only
-// the last word is read again when text is added. Browsers without such ranges show the text plain.
+// Colours of Python in a lane's text. The tokens and the text itself stay as they are: within a token, letters
+// of a coloured word stand in an element of their own, and a word that several tokens spell has one colour.
+// Only the last word is read again when text is added. (Ranges that the browser paints over the text, CSS
+// highlights, made it paint both lanes anew at every frame.)
 
 const PYTHON = /^\s*(?:async def|def|class|import|from|if __name__|@\w|#)(?![^\s\w"'.(])|"""/m;
 const KEYWORDS = new Set(
@@ -18,40 +19,21 @@ const WORD = new RegExp(
   `(#[^\\n]*)|((?:\\b[rRbBuUfF]{1,2})?(?:${STRING}))|(\\d[\\w.]*)|([\\p{L}_][\\p{L}\\p{N}_]*)|[^]`,
   "uy",
 );
-const KINDS = ["comment", "literal", "keyword"];
-
-function shades() {
-  if (typeof Highlight !== "function" || !globalThis.CSS?.highlights) return null;
-  return Object.fromEntries(
-    KINDS.map((kind) => {
-      const name = `code-${kind}`;
-      if (!CSS.highlights.has(name)) CSS.highlights.set(name, new Highlight());
-      return [kind, CSS.highlights.get(name)];
-    }),
-  );
-}
 
 class Ink {
   constructor() {
-    this.shades = shades();
     this.begin("");
   }
 
   // Another text, whose prompt is read but not coloured.
   begin(prompt) {
-    this.clear();
-    this.on = Boolean(this.shades) && PYTHON.test(prompt);
+    this.on = PYTHON.test(prompt);
     this.text = prompt;
     this.start = prompt.length;
-    this.nodes = []; // [where it begins, text node]
+    this.parts = []; // text nodes as they came: where each begins, its text, and the nodes that hold it now
     this.starts = []; // of all words
-    this.marks = []; // coloured words: [where it begins, kind, range]
+    this.marks = []; // coloured words: [where it begins, where it ends, kind]
     if (this.on) this.look(0);
-  }
-
-  clear() {
-    for (const [, kind, range] of this.marks ?? []) this.shades[kind].delete(range);
-    this.marks = [];
   }
 
   // Elements with new text at the end.
@@ -60,7 +42,7 @@ class Ink {
     for (const element of elements) {
       for (const node of element.childNodes) {
         if (node.nodeType !== Node.TEXT_NODE || !node.length) continue;
-        this.nodes.push([this.text.length, node]);
+        this.parts.push({ at: this.text.length, text: node.data, nodes: [node], runs: "" });
         this.text += node.data;
       }
     }
@@ -71,7 +53,7 @@ class Ink {
   cut(length) {
     if (!this.on) return;
     this.text = this.text.slice(0, this.start + length);
-    while (this.nodes.length && this.nodes.at(-1)[0] >= this.text.length) this.nodes.pop();
+    while (this.parts.length && this.parts.at(-1).at >= this.text.length) this.parts.pop();
     while (this.starts.length && this.starts.at(-1) >= this.text.length) this.starts.pop();
     this.look(this.starts.at(-1) ?? 0);
   }
@@ -79,37 +61,49 @@ class Ink {
   // Read the words from one of their beginnings on.
   look(from) {
     while (this.starts.length && this.starts.at(-1) >= from) this.starts.pop();
-    while (this.marks.length && this.marks.at(-1)[0] >= from) {
-      const [, kind, range] = this.marks.pop();
-      this.shades[kind].delete(range);
-    }
+    while (this.marks.length && this.marks.at(-1)[0] >= from) this.marks.pop();
+    let next = this.marks.length;
     WORD.lastIndex = from;
     for (let found; WORD.lastIndex < this.text.length && (found = WORD.exec(this.text)); ) {
       const [word, comment, string, number, name] = found;
       this.starts.push(found.index);
       const kind = comment ? "comment" : string || number ? "literal" : KEYWORDS.has(name) ? "keyword" : "";
-      if (kind) this.mark(kind, found.index, found.index + word.length);
+      const end = found.index + word.length;
+      if (kind && end > this.start) this.marks.push([found.index, end, kind]);
+    }
+    let first = this.parts.length;
+    while (first && this.parts[first - 1].at + this.parts[first - 1].text.length > from) first -= 1;
+    const begin = this.parts[first]?.at ?? from; // may be before `from`, with words that stay
+    while (next && this.marks[next - 1][1] > begin) next -= 1;
+    for (const part of this.parts.slice(first)) {
+      while (next < this.marks.length && this.marks[next][1] <= part.at) next += 1;
+      this.dress(part, next);
     }
   }
 
-  mark(kind, from, to) {
-    if (to <= this.start) return;
-    const [startContainer, startOffset] = this.place(Math.max(from, this.start), 0);
-    const [endContainer, endOffset] = this.place(to, 1);
-    const range = new StaticRange({ startContainer, startOffset, endContainer, endOffset });
-    this.marks.push([from, kind, range]);
-    this.shades[kind].add(range);
-  }
-
-  // The text node of a place, and the offset in it; at a seam the node before it for an end.
-  place(at, end) {
-    let [low, high] = [0, this.nodes.length - 1];
-    while (low < high) {
-      const middle = Math.ceil((low + high) / 2);
-      if (this.nodes[middle][0] + end <= at) low = middle;
-      else high = middle - 1;
+  // Give a part its colours: those of the words from `next` on that reach into it.
+  dress(part, next) {
+    const runs = [];
+    for (let at = next; at < this.marks.length; at += 1) {
+      const [from, to, kind] = this.marks[at];
+      if (from >= part.at + part.text.length) break;
+      runs.push([Math.max(0, from - part.at), Math.min(part.text.length, to - part.at), kind]);
     }
-    const [begin, node] = this.nodes[low];
-    return [node, at - begin];
+    if (part.runs === runs.join()) return;
+    const nodes = [];
+    let done = 0;
+    for (const [from, to, kind] of runs) {
+      if (from > done) nodes.push(document.createTextNode(part.text.slice(done, from)));
+      const letters = document.createElement("span");
+      letters.className = `code-${kind}`;
+      letters.textContent = part.text.slice(from, to);
+      nodes.push(letters);
+      done = to;
+    }
+    if (done < part.text.length) nodes.push(document.createTextNode(part.text.slice(done)));
+    part.nodes[0].before(...nodes);
+    for (const node of part.nodes) node.remove();
+    part.nodes = nodes;
+    part.runs = runs.join();
   }
 }

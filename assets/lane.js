@@ -164,9 +164,9 @@ class Lane {
     this.ended = ended;
     const guesses = ended ? [] : (this.calls[calls - 1]?.pending ?? []);
     this.pending.replaceChildren(...guesses.map((guess, slot) => this.guessed(guess, calls, slot)));
-    this.rest.textContent = ended ? this.last.rest : "";
+    put(this.rest, ended ? this.last.rest : "");
     this.root.classList.toggle("over", ended);
-    this.flag.textContent = ended ? (STOPS[this.last.stop] ?? "stopped") : "";
+    put(this.flag, ended ? (STOPS[this.last.stop] ?? "stopped") : "");
     this.mark("now", calls);
     this.mark("open", this.opened);
     if (this.tabbed) this.rove(this.stop?.isConnected ? this.stop : null);
@@ -270,9 +270,9 @@ class Lane {
       tokens_per_second: seconds ? tokens / seconds : 0,
     };
     for (const [key, , digits] of COUNTERS) {
-      this.counters[key].textContent = tally[key].toFixed(digits);
+      put(this.counters[key], tally[key].toFixed(digits));
     }
-    this.clock.textContent = `${(clock ?? seconds).toFixed(this.sums[this.known].seconds < 1 ? 3 : 2)} s`;
+    put(this.clock, `${(clock ?? seconds).toFixed(this.sums[this.known].seconds < 1 ? 3 : 2)} s`);
     this.fill.style.transform = `scaleX(${this.budget ? Math.min(1, tokens / this.budget) : 0})`;
     this.bar.setAttribute("aria-valuemax", String(this.budget || 1));
     this.bar.setAttribute("aria-valuenow", String(tokens));

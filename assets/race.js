@@ -97,13 +97,12 @@ class Arena {
     const fresh = (id) => new Lane(id, (lane, call) => this.open(lane, call));
     this.lanes = new Map(ids.map((id) => [id, kept.get(id) ?? fresh(id)]));
     if ([...kept.keys()].join() === ids.join()) return;
-    for (const [id, lane] of kept) if (!this.lanes.has(id)) lane.ink.clear();
     this.row.dataset.lanes = String(ids.length);
     this.row.replaceChildren(...[...this.lanes.values()].map((lane) => lane.root));
   }
 
   idle(state) {
-    this.root.dataset.state = state;
+    doing(this.root, state, "arena");
     this.resting = NOTES[state] ?? "";
     this.note.textContent = this.resting;
     this.headline.textContent = "";
@@ -130,7 +129,7 @@ class Arena {
       this.notice.hidden = true;
     }
     const whole = this.fold(frame);
-    this.root.dataset.state = frame.state;
+    doing(this.root, frame.state, "arena");
     if (frame.verdict) this.judge(frame.verdict, this.sentence);
     if (this.over && whole && this.replay.asleep) this.settle();
     else if (this.over) this.paint();
@@ -160,7 +159,7 @@ class Arena {
   // No race yet: what is there stays, and can be replayed meanwhile.
   without(state) {
     if (this.recording) {
-      this.root.dataset.state = state;
+      doing(this.root, state, "arena");
       this.resting = NOTES[state] ?? "";
       return this.paint();
     }
@@ -241,14 +240,14 @@ class Arena {
       const last = calls === lane.known && (this.over || lane.last.stop !== null);
       lane.show(calls, last, timeline ? timeline.clock(lane, unit, at) : undefined);
     }
-    for (const lane of this.lanes.values()) lane.follow();
     const space = this.lanes.get("space");
     this.chart.show(space.calls.slice(0, space.known), space.shown);
     this.root.dataset.call = this.over && !ended ? space.shown : "";
     const mid = Boolean(timeline) && !ended;
     this.verdict.toggleAttribute("data-mid", mid);
-    this.note.textContent = mid ? this.midway() : this.resting;
+    put(this.note, mid ? this.midway() : this.resting);
     if (timeline) this.replay.say(mid ? this.midway() : "the end of the race");
+    for (const lane of this.lanes.values()) lane.follow(); // at last: it makes the browser lay out what was written
   }
 
   // How the race stands in the middle of a replay.

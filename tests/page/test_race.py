@@ -29,6 +29,18 @@ HOSTILE_PROMPT = "".join(
 # ---------------------------------------------------------------- a race to its end
 
 
+def test_few_components_are_told_of_each_message(server: Server) -> None:
+    """Gradio 6.31 copies all of a component that was ever to show progress at each message of a race."""
+    with urllib.request.urlopen(f"{server.url}config", timeout=30) as answer:
+        config = json.load(answer)
+    kinds = {component["id"]: component["props"].get("elem_id") for component in config["components"]}
+    shown = {event["api_name"]: event["show_progress_on"] for event in config["dependencies"]}
+    assert [kinds[target] for target in shown["page_race"]] == ["arena"]
+    quick = [event for event in config["dependencies"] if event["backend_fn"] and event["queue"] is False]
+    assert len(quick) > 10
+    assert [event["id"] for event in quick if event["show_progress_on"] != []] == []
+
+
 def test_race_to_its_end(app: Page, tiny_model: Path, one_thread: None) -> None:
     prompt(app, "def f(x):\n")
     choose_grid(app)

@@ -49,6 +49,36 @@ def by_call(page: Page) -> None:
 # ---------------------------------------------------------------- the recording
 
 
+def test_a_step_is_laid_out_once_and_restyles_little(unloaded: Page) -> None:
+    """A rule with `:has` on what holds the lanes, or a size asked for in the midst of writing, costs much more."""
+    by_call(unloaded)
+    unloaded.focus("#text-space")
+    unloaded.keyboard.press("Home")
+    session = unloaded.context.browser.new_browser_cdp_session()
+    events: list[dict[str, Any]] = []
+    ended: list[Any] = []
+    session.on("Tracing.dataCollected", lambda told: events.extend(told["value"]))
+    session.on("Tracing.tracingComplete", lambda told: ended.append(told))
+    session.send(
+        "Tracing.start",
+        {"traceConfig": {"includedCategories": ["devtools.timeline"]}, "transferMode": "ReportEvents"},
+    )
+    steps = 20
+    for _ in range(steps):
+        unloaded.keyboard.press("ArrowRight")
+        unloaded.evaluate("() => new Promise(requestAnimationFrame)")
+    session.send("Tracing.end")
+    while not ended:
+        unloaded.wait_for_timeout(50)
+    layouts, styles = (
+        [event for event in events if event["name"] == name and event["ph"] == "X"]
+        for name in ("Layout", "UpdateLayoutTree")
+    )
+    restyled = [event["args"]["elementCount"] for event in styles]
+    assert steps <= len(layouts) <= 1.5 * steps
+    assert sum(restyled) / steps < 80, restyled
+
+
 def test_the_recording_stands_there_before_any_model(unloaded: Page) -> None:
     expect(unloaded.locator('.chip[data-state="loading"]')).to_be_visible()
     made = RECORDED["made"]

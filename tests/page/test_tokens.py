@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import keyword
+import re
 from typing import Any
 
 from playwright.sync_api import Page, expect
 from served import HOSTILE, ROOT, prompt, race, set_number, text
 from test_replay import RECORDED, by_call, picture
 
-# What every range of each kind covers, in order, and that its letters are those of the text.
-COVERED = """() => {
-  const covered = {};
-  for (const [kind, ranges] of CSS.highlights) {
-    covered[kind] = [...ranges].map((range) => {
-      const live = document.createRange();
-      live.setStart(range.startContainer, range.startOffset);
-      live.setEnd(range.endContainer, range.endOffset);
-      return [live.toString(), live.startContainer.parentElement.closest(".lane-text")?.id];
-    });
+# The coloured words of a text by kind, in order: letters of one kind that touch are one word, whatever tokens
+# they stand in.
+WORDS = """(box) => {
+  const words = [];
+  let before = "";
+  const letters = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
+  while (letters.nextNode()) {
+    const node = letters.currentNode;
+    const kind = node.parentElement.className.match(/^code-(\\w+)$/)?.[1] ?? "";
+    if (kind && kind === before) words.at(-1)[1] += node.data;
+    else if (kind) words.push([kind, node.data]);
+    before = kind;
   }
-  return covered;
+  return words;
 }"""
+
+
+def coloured(page: Page, lane: str) -> list[list[str]]:
+    """Kind and letters of each coloured word of a lane."""
+    return page.locator(f"#text-{lane} .out").evaluate(WORDS)
 
 
 def focused(page: Page) -> dict[str, Any]:
@@ -28,10 +37,6 @@ def focused(page: Page) -> dict[str, Any]:
         "(({tagName, className, dataset, title, tabIndex, textContent}) => ({tagName, className, "
         "call: dataset.call, slot: dataset.slot, title, tabIndex, textContent}))(document.activeElement)"
     )
-
-
-def of(covered: dict[str, list[list[str]]], kind: str, lane: str) -> list[str]:
-    return [words for words, box in covered[f"code-{kind}"] if box == f"text-{lane}"]
 
 
 # ---------------------------------------------------------------- keyboard
@@ -104,48 +109,46 @@ def test_no_token_is_a_stop_while_a_race_runs(app: Page) -> None:
 
 
 def test_code_is_coloured_and_text_and_marks_stay(unloaded: Page) -> None:
-    covered = unloaded.evaluate(COVERED)
-    for lane in ("space", "vanilla"):
-        output = text(unloaded, lane)
-        for word in of(covered, "keyword", lane):
-            assert word.isalpha() and word in output
-        for word in of(covered, "literal", lane):
-            assert word in output
-    assert of(covered, "keyword", "space") == of(covered, "keyword", "vanilla"), "however it is cut to tokens"
-    assert of(covered, "literal", "space") == of(covered, "literal", "vanilla")
-    import re
-
-    count = len(
-        re.findall(r"\b(?:def|return|for|if|import|class)\b", unloaded.inner_text("#text-vanilla .out"))
+    assert coloured(unloaded, "space") == coloured(unloaded, "vanilla"), "however it is cut to tokens"
+    output = text(unloaded, "vanilla")
+    words = coloured(unloaded, "vanilla")
+    keywords = [word for kind, word in words if kind == "keyword"]
+    assert keywords and all(word in output for _, word in words)
+    prose = re.sub(r"(#.*|\"[^\"\n]*\"?|'[^'\n]*'?)", "", re.sub(r'""".*?("""|$)', "", output, flags=re.S))
+    assert keywords == re.findall(rf"\b(?:{'|'.join(keyword.kwlist)})\b", prose)
+    inside = unloaded.locator("#text-space .out .tok *").evaluate_all(
+        "all => all.map(e => [e.tagName, e.className, e.getAttributeNames().length, e.childElementCount])"
     )
-    assert (len(of(covered, "keyword", "vanilla")) > 0) == (count > 0)
-    classes = unloaded.locator("#text-space .out .tok").evaluate_all("all => all.map(t => t.innerHTML)")
-    assert not any("style" in inner or "<span" in inner for inner in classes)
+    kinds = {"code-keyword", "code-literal", "code-comment"}
+    assert all(each == ["I", "break", 1, 0] or each == ["SPAN", each[1], 1, 0] for each in inside)
+    assert {name for tag, name, *_ in inside if tag == "SPAN"} <= kinds
+    for lane in ("space", "vanilla"):
+        calls = RECORDED["frame"]["calls"]
+        pieces = [piece for call in calls if call["lane"] == lane for piece, _ in call["tokens"]]
+        tokens = unloaded.locator(f"#text-{lane} .out > .tok")
+        assert tokens.evaluate_all("all => all.map(t => t.textContent)") == pieces
 
 
 def test_colours_go_with_the_replay_and_come_back_the_same(unloaded: Page) -> None:
-    end = unloaded.evaluate(COVERED)
+    end = coloured(unloaded, "space"), coloured(unloaded, "vanilla")
     by_call(unloaded)
     unloaded.focus("#text-space")
     unloaded.keyboard.press("Home")
-    assert all(not ranges for ranges in unloaded.evaluate(COVERED).values())
+    assert not coloured(unloaded, "space") and not coloured(unloaded, "vanilla")
     scrubber = unloaded.locator("#scrubber")
     most = int(scrubber.get_attribute("max") or 0)
     for at in (most // 2, most // 3, most - 1, 7, most):
         scrubber.fill(str(at))
-    again = unloaded.evaluate(COVERED)
-    assert {kind: sorted(ranges) for kind, ranges in again.items()} == {
-        kind: sorted(ranges) for kind, ranges in end.items()
-    }
+    assert (coloured(unloaded, "space"), coloured(unloaded, "vanilla")) == end
 
 
 def test_words_are_read_over_token_borders(unloaded: Page) -> None:
     """The lexer alone, on text that arrives letter by letter and is taken back."""
     code = "def f(a):\n    '''doc\n  # no comment'''\n    return not_a_word + 0x1F, \"it's\", 'a\\'b' # for\nfor x in y:\n"
     told = unloaded.evaluate(
-        """async ([code, source]) => {
+        """async ([code, source, words]) => {
           const Ink = new Function(source + "; return Ink;")();
-          const told = (ink) => ink.marks.map(([from, kind, range]) => [from, kind]);
+          const coloured = eval(words);
           const box = document.createElement("div");
           document.body.append(box);
           const run = (parts) => {
@@ -160,7 +163,9 @@ def test_words_are_read_over_token_borders(unloaded: Page) -> None:
             }
             return ink;
           };
+          const told = (ink) => ({ marks: structuredClone(ink.marks), words: coloured(box), text: box.textContent });
           const whole = told(run([code]));
+          const thirds = told(run(code.match(/[^]{1,3}/g)));
           const letters = run([...code]);
           const first = told(letters);
           for (let at = code.length - 1; at > 40; at -= 1) {
@@ -173,21 +178,15 @@ def test_words_are_read_over_token_borders(unloaded: Page) -> None:
             box.append(token);
             letters.grow([token]);
           }
-          const words = letters.marks.map(([from, kind, range]) => {
-            const live = document.createRange();
-            live.setStart(range.startContainer, range.startOffset);
-            live.setEnd(range.endContainer, range.endOffset);
-            return [kind, live.toString()];
-          });
           const back = told(letters);
-          letters.clear();
           box.remove();
-          return { whole, first, back, words };
+          return { whole, thirds, first, back };
         }""",
-        [code, (ROOT / "assets" / "ink.js").read_text(encoding="utf-8")],
+        [code, (ROOT / "assets" / "ink.js").read_text(encoding="utf-8"), WORDS],
     )
-    assert told["whole"] == told["first"] == told["back"]
-    assert told["words"] == [
+    assert told["whole"] == told["thirds"] == told["first"] == told["back"]
+    assert told["whole"]["text"] == code
+    assert told["whole"]["words"] == [
         ["keyword", "def"],
         ["literal", "'''doc\n  # no comment'''"],
         ["keyword", "return"],
@@ -204,7 +203,7 @@ def test_prose_is_not_coloured(app: Page) -> None:
     prompt(app, "Tell me a story for children")
     set_number(app, "budget", 32)
     race(app)
-    assert all(not ranges for ranges in app.evaluate(COVERED).values())
+    assert not coloured(app, "space") and not coloured(app, "vanilla")
 
 
 def test_hostile_tokens_are_coloured_as_text_and_nothing_else(app: Page) -> None:
@@ -212,5 +211,4 @@ def test_hostile_tokens_are_coloured_as_text_and_nothing_else(app: Page) -> None
     shown = text(app, "space")
     for piece in HOSTILE[:5]:
         assert piece in shown
-    app.evaluate(COVERED)
     assert app.locator("#arena img, #arena script, #arena b").count() == 0
