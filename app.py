@@ -84,8 +84,8 @@ PLUMBING: dict[str, Any] = {
     "show_progress_on": [],
     "api_visibility": "private",
 }
-"""Of events that answer at once and are nobody's interface. They show progress nowhere: Gradio 6.31 copies all
-components that were ever to show it, hidden or not, at each message of any stream."""
+"""Of events that answer at once and are nobody's interface. They show progress nowhere: Gradio 6.31 copies
+all components that were ever to show it, hidden or not, at each message of any stream."""
 
 METHOD_CHOICES = {
     "space": "SPACE, planned",
