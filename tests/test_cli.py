@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from commandline import run, run_alone
 
 from space_core import Trace
 from space_core.bundled import CHECKPOINTS
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures("as_before")
 BUNDLED = any(CHECKPOINTS.glob("*/space.json"))
 needs_checkpoint = pytest.mark.skipif(not BUNDLED, reason="no bundled checkpoint in this checkout")
-
-
-def run(*arguments: str, text: str = "def fib(n):\n") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "space_core", *arguments]
-    return subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, timeout=120)
 
 
 @needs_checkpoint
 def test_generate_prints_one_trace_and_both_methods_agree():
     outputs = {}
-    for method in ("vanilla", "space"):
+    for method, call in (("vanilla", run_alone), ("space", run)):
         arguments = ("--prompt-file", "-", "--method", method, "--max-new-tokens", "24", "--dtype", "float64")
-        result = run("generate", *arguments, "--json")
+        result = call("generate", *arguments, "--json", text="def fib(n):\n")
         assert result.returncode == 0, result.stderr
         data = json.loads(result.stdout)
         trace = Trace.from_json(data)
@@ -54,7 +47,8 @@ def test_generate_prints_one_trace_and_both_methods_agree():
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, says):
-    result = run(*arguments)
+    call = run_alone if says == "/nowhere" else run
+    result = call(*arguments, text="def fib(n):\n")
     assert result.returncode == 2
     assert says in result.stderr and result.stderr.count("\n") == 1
     assert not result.stdout
@@ -62,5 +56,5 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, says):
 
 @needs_checkpoint
 def test_an_empty_prompt_is_refused():
-    result = run("generate", "--prompt-file", "-", text="")
+    result = run("generate", "--prompt-file", "-")
     assert result.returncode == 2 and "prompt is empty" in result.stderr

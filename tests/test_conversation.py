@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from chatting import CHAT, chat_folder, chat_lm, chat_model
+from commandline import run, run_alone
 from tiny import oracle, output, trained_like_masks
 
 import space_core
@@ -281,12 +282,7 @@ def test_the_shelf_keeps_what_fits_and_forgets_the_oldest(model):
 # ---------------------------------------------------------------- the command line
 
 
-def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "space_core", *arguments]
-    return subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, timeout=400)
-
-
-def test_generate_chat_sends_the_prompt_as_a_message(folder):
+def test_generate_chat_sends_the_prompt_as_a_message(folder, as_before):
     asked = ("--model", str(folder), "--dtype", "float64", "--max-new-tokens", "9", "--json")
     result = run("generate", "--prompt-file", "-", "--chat", *asked, text="what is one?")
     assert result.returncode == 0, result.stderr
@@ -298,9 +294,9 @@ def test_generate_chat_sends_the_prompt_as_a_message(folder):
     assert opened.decode(one.prompt_ids) == "<|endoftext|><|user|>what is one?<|end|>\n<|assistant|>"
 
 
-def test_chat_goes_on_turn_by_turn_and_reads_only_what_is_new(folder):
+def test_chat_goes_on_turn_by_turn_and_reads_only_what_is_new(folder, as_before):
     asked = ("--model", str(folder), "--dtype", "float64", "--max-new-tokens", "9", "--system", "be brief")
-    result = run("chat", *asked, "--json", text="what is one?\n\nand two?\n")
+    result = run_alone("chat", *asked, "--json", text="what is one?\n\nand two?\n")
     assert result.returncode == 0, result.stderr
     first, second = (Trace.from_json(json.loads(line)) for line in result.stdout.splitlines())
     opened = space_core.load(folder, dtype="float64")
@@ -338,13 +334,13 @@ def test_the_code_of_share_writes_the_conversations_answer(folder):
         (("chat",), "hello\n" * 300, "context"),
     ],
 )
-def test_bad_conversations_are_one_clear_line(folder, arguments, text, says):
+def test_bad_conversations_are_one_clear_line(folder, as_before, arguments, text, says):
     result = run(*arguments, "--model", str(folder), "--max-new-tokens", "2", text=text)
     assert result.returncode == 2
     assert says in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
 
 
-def test_a_model_without_a_template_says_so_at_once(tmp_path):
+def test_a_model_without_a_template_says_so_at_once(tmp_path, as_before):
     chat_lm(dtype=torch.float32).save_pretrained(tmp_path)
     from chatting import chat_tokenizer
 

@@ -166,6 +166,29 @@ def test_the_page_starts_as_a_space_does(tmp_path: Path) -> None:
     assert run.returncode == 0 and "started" in run.stdout, run.stderr[-2000:]
 
 
+@pytest.mark.parametrize("source", [None, "", "def create_or_modify_pyi(*_):\n    raise OSError\n"])
+def test_gradio_is_imported_without_writing_its_stubs(tmp_path: Path, source: str | None) -> None:
+    """The real one, one that has no such function, and one whose function must not be called."""
+    if source is not None:
+        (tmp_path / "gradio").mkdir()
+        caller = (
+            "if 'create_or_modify_pyi' in dir(component_meta):\n    component_meta.create_or_modify_pyi(1)\n"
+        )
+        (tmp_path / "gradio" / "__init__.py").write_text(f"from gradio import component_meta\n{caller}")
+        (tmp_path / "gradio" / "component_meta.py").write_text(source)
+    code = (
+        "import sys; from space_core.stubs import unwritten\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "before = list(sys.meta_path)\n"
+        "with unwritten():\n    import gradio\n"
+        "from gradio import component_meta as told\n"
+        "assert sys.meta_path == before\n"
+        "print(getattr(getattr(told, 'create_or_modify_pyi', None), '__module__', None))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.split() == ["None" if source == "" else "space_core.stubs"], run.stderr[-2000:]
+
+
 @pytest.mark.parametrize(
     "environment, words",
     [
