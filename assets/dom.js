@@ -27,11 +27,11 @@ function button(id, label, text, act) {
   return node;
 }
 
-// What a part of the page is doing. The page's body is told too, for the keys that look different meanwhile:
-// a `:has` on what holds the lanes made the browser restyle the page at every token.
+// What a part of the page is doing. What holds all tabs is told too, for the keys that look different meanwhile:
+// a `:has` on it made the browser restyle the page at every token.
 function doing(part, state, name) {
   part.dataset.state = state;
-  document.body.setAttribute(`data-${name}`, state);
+  document.getElementById("tabs")?.setAttribute(`data-${name}`, state);
 }
 
 // A node's text, written only where it is another: the same text, too, would be laid out anew.

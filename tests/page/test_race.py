@@ -196,14 +196,21 @@ def test_a_lost_delta_is_sent_again_in_mid_race(app: Page) -> None:
 # ---------------------------------------------------------------- stop
 
 
+def ink(page: Page, key: str) -> str:
+    return page.locator(key).evaluate("key => getComputedStyle(key).color")
+
+
 def test_stop_in_mid_race_keeps_the_lanes_and_the_next_race_runs(app: Page) -> None:
     choose_grid(app)  # the paper's calls take longer: time to be in the middle
     set_number(app, "k", 8)
     set_number(app, "budget", 512)
+    resting = ink(app, "#stop")
     app.click("#race")
     under_way(app, 8)
+    assert ink(app, "#stop") == ink(app, ".lane-clock >> nth=0") != resting, "it asks to be seen"
     app.click("#stop")
     expect(app.locator(".arena")).to_have_attribute("data-state", "stopped")
+    expect(app.locator("#stop")).to_have_css("color", resting)
     expect(app.locator("#verdict")).to_contain_text("Stopped, SPACE at ")
     expect(app.locator("#badge")).to_have_text("identical so far")
     kept = app.locator("#text-vanilla .tok").count()
