@@ -30,6 +30,7 @@ function button(id, label, text, act) {
 // What a part of the page is doing. What holds all tabs is told too, for the keys that look different meanwhile:
 // a `:has` on it made the browser restyle the page at every token.
 function doing(part, state, name) {
+  if (part.dataset.state === state) return;
   part.dataset.state = state;
   document.getElementById("tabs")?.setAttribute(`data-${name}`, state);
 }

@@ -89,7 +89,8 @@ class Ink {
       if (from >= part.at + part.text.length) break;
       runs.push([Math.max(0, from - part.at), Math.min(part.text.length, to - part.at), kind]);
     }
-    if (part.runs === runs.join()) return;
+    const told = runs.join();
+    if (part.runs === told) return;
     const nodes = [];
     let done = 0;
     for (const [from, to, kind] of runs) {
@@ -104,6 +105,6 @@ class Ink {
     part.nodes[0].before(...nodes);
     for (const node of part.nodes) node.remove();
     part.nodes = nodes;
-    part.runs = runs.join();
+    part.runs = told;
   }
 }

@@ -127,7 +127,9 @@ def test_spaces_is_imported_before_what_it_changes() -> None:
     names = order((ROOT / "app.py").read_text())
     assert names.index("spaces") < names.index("gradio")
     assert "torch" not in names and "transformers" not in names
-    assert names.index("spaces") < names.index("space_core")
+    before = names[: names.index("gradio")]
+    assert before.index("spaces") < before.index("space_core")
+    assert before.count("space_core") == 1, "nothing but the import of gradio itself, which brings no torch"
 
 
 def test_no_share_link_no_debugging_and_no_foreign_page() -> None:
@@ -178,6 +180,7 @@ def test_gradio_is_imported_without_writing_its_stubs(tmp_path: Path, source: st
     code = (
         "import sys; from space_core.stubs import unwritten\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "assert not {'torch', 'transformers', 'gradio'} & set(sys.modules)\n"
         "before = list(sys.meta_path)\n"
         "with unwritten():\n    import gradio\n"
         "from gradio import component_meta as told\n"

@@ -116,6 +116,11 @@ def under_way(page: Page, tokens: int) -> None:
     )
 
 
+def ink(page: Page, key: str) -> str:
+    """The colour that letters have now."""
+    return page.locator(key).first.evaluate("key => getComputedStyle(key).color")
+
+
 def set_number(page: Page, field: str, value: float) -> None:
     box = page.locator(f"#{field} input[type=number]")
     box.fill(str(value))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
-from served import TIMEOUT, Server, inside, race, set_number
+from served import TIMEOUT, Server, ink, inside, race, set_number
 
 from app import BENCHMARKS, Benchmarks, Loader
 from space_core.views import benchmarks
@@ -71,7 +71,7 @@ def test_a_benchmark_here_to_its_end_and_its_files(bench: Page, tmp_path: Path) 
 def test_a_benchmark_stops_and_keeps_what_it_has_and_the_device_is_free(bench: Page) -> None:
     bench.check("#bench-methods input[name=space-grid]")
     bench.check("#bench-methods input[name=generate]")
-    resting = bench.locator("#bench-stop").evaluate("key => getComputedStyle(key).color")
+    resting = ink(bench, "#bench-stop")
     measure(bench, prompts=8, tokens=256)
     expect(bench.locator("#bench-words")).to_contain_text(re.compile("prompt [2-6] of 8"), timeout=60_000)
     expect(bench.locator("#bench-stop")).not_to_have_css("color", resting)
