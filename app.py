@@ -144,6 +144,11 @@ IMPORTING = threading.Lock()
 """Held by who imports transformers: a second thread that does so meanwhile finds names missing in it."""
 
 
+PATIENCE = 3.0
+"""Seconds, from when the page is served, for which the model leaves the processor to the first visitor's page:
+loaded at once, it made that page take 2.9 seconds instead of 1.6 on two slow cores."""
+
+
 class Loader:
     """Loads and warms one model in the background, once for each device; whoever needs it waits here.
 
@@ -152,6 +157,8 @@ class Loader:
         lanes: the further lanes that can be asked for; `assisted` only where there is a draft model.
         draft: the draft model of `assisted`, once it is loaded.
         number: 0 for the page's own model, then those that visitors have put beside it.
+        done: it is there, or could not be loaded.
+        wanted: somebody waits for it.
     """
 
     KEPT = 3
@@ -173,6 +180,7 @@ class Loader:
         self.draft: SpaceModel | None = None
         self.number = number
         self.done = threading.Event()
+        self.wanted = threading.Event()
         self._id = secrets.token_hex(4)
         self._model: SpaceModel | None = None
         self._error = ""
@@ -180,8 +188,19 @@ class Loader:
         self._beside_so_far = 0
         self._lock = threading.Lock()
 
-    def start(self) -> None:
-        threading.Thread(target=self.load, name="load-model", daemon=True).start()
+    def start(self, patience: float = 0.0) -> None:
+        """Load in the background, once somebody wants the model or so many seconds are over."""
+
+        def begin() -> None:
+            self.wanted.wait(patience)
+            self.load()
+
+        threading.Thread(target=begin, name="load-model", daemon=True).start()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the model is there, or has failed, within so many seconds; whoever asks wants it."""
+        self.wanted.set()
+        return self.done.wait(seconds)
 
     def beside(self, source: str) -> Loader:
         """Another model, for whoever chooses it; nobody else's changes."""
@@ -446,6 +465,7 @@ class Handlers:
 
     def status(self, choice: str = "") -> tuple[str, gr.Timer]:
         loader = self.loader.chosen(choice)
+        loader.wanted.set()  # the visitor's page stands
         return json.dumps(loader.status()), gr.Timer(active=not loader.done.is_set())
 
     def check(self, *fields: Any) -> list[dict[str, Any]]:
@@ -482,7 +502,7 @@ class Handlers:
         if not loader.done.is_set():
             # Told once: a frame that is on its way when somebody presses Stop would come behind the last one.
             yield frames.encode(frames.empty(frames.State.WAITING)), None
-        while not loader.done.wait(0.2):
+        while not loader.wait(0.2):
             yield gr.skip(), gr.skip()
         model = loader.model
         try:
@@ -776,7 +796,7 @@ class Benchmarks:
             yield frames.encode(watching.failed(words)), None
             return
         loader = self.loader.chosen(choice)
-        while not loader.done.wait(0.2):
+        while not loader.wait(0.2):
             yield frames.encode(watching.waiting()), None
         if not loader.ready:
             yield frames.encode(watching.failed(loader.status()["text"])), None
@@ -913,7 +933,7 @@ class Api:
         return self.handlers.prepare(self.loader, request, settings, talk, main)
 
     def _race(self, request: Request, messages: Any, top_k: Any) -> Iterator[dict[str, Any]]:
-        while not self.loader.done.wait(0.2):
+        while not self.loader.wait(0.2):
             yield dict(events.waiting())
         with titled():
             race = self._start(request, messages, top_k, MAIN)
@@ -925,7 +945,7 @@ class Api:
             yield from map(dict, fold.take(race.snapshot(), tokens))
 
     def _generate(self, request: Request, messages: Any, top_k: Any, method: Any) -> Iterator[dict[str, Any]]:
-        while not self.loader.done.wait(0.2):
+        while not self.loader.wait(0.2):
             yield dict(events.waiting())
         with titled():
             if method not in MAIN:
@@ -1653,7 +1673,7 @@ def main(arguments: list[str] | None = None) -> None:
         mcp_server=options.mcp,
     )
     if not HOSTING.zero:
-        loader.start()  # behind the served page: importing torch would hold it up
+        loader.start(PATIENCE)  # behind the served page: importing torch would hold it up
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what follows is done then too
     try:
         page.block_thread()

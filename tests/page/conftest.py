@@ -78,13 +78,24 @@ def server(
     yield from serve(command, tmp_path_factory.mktemp("server") / "log.txt")
 
 
+EMPTY = """
+import sys, app
+app.PATIENCE, status = 3600, app.Handlers.status
+def opened(self, choice=""):
+    print("opened", flush=True)
+    return status(self, choice)
+app.Handlers.status = opened
+app.Loader.load = lambda self: print("loading", flush=True)
+app.main(sys.argv[1:])
+"""
+
+
 @pytest.fixture(scope="session")
 def empty_server(
     browser_type_launch_args: dict, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """The same page, whose model never comes."""
-    code = "import sys, app; app.Loader.start = lambda self: None; app.main(sys.argv[1:])"
-    command = ["-c", code, "--model", str(tiny_model), "--device", "cpu"]
+    """The same page, whose model never comes; its log tells when it would begin to load."""
+    command = ["-c", EMPTY, "--model", str(tiny_model), "--device", "cpu"]
     yield from serve(command, tmp_path_factory.mktemp("empty") / "log.txt")
 
 

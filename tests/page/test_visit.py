@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 from conftest import serve
 from playwright.sync_api import Page, expect
@@ -17,7 +20,7 @@ from served import TIMEOUT, Server, choose_grid, prompt, race, set_number, text,
 from test_replay import RECORDED
 from walking import learn, solve
 
-from app import CHOICES, choose, chosen
+from app import CHOICES, Handlers, Loader, choose, chosen
 
 # ---------------------------------------------------------------- the first page
 
@@ -69,6 +72,43 @@ def test_the_first_page_is_usable_soon_and_before_the_model(
             bare = visited(browser, server.url, lambda page: page.wait_for_selector("#box textarea"))
         took += visited(browser, empty_server.url, replays)
         assert min(took) < max(FIRST_PAGE, TIMES_A_BARE_PAGE * min(bare)), (took, bare)
+
+
+ASKS = {
+    "a page that opens": lambda handlers: handlers.status(),
+    "a race through the API": lambda handlers: list(handlers.race("def f():", 5, 8, 0, 1, 0, "auto", [])),
+    "nobody": lambda handlers: None,
+}
+
+
+@pytest.mark.parametrize("who", ASKS)
+def test_the_model_is_loaded_once_somebody_wants_it_or_nobody_comes(
+    monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    begun = threading.Event()
+    monkeypatch.setattr(Loader, "load", lambda self: begun.set())
+    loader = Loader("a model", "cpu", "float32")
+    loader.start(patience=0.3 if who == "nobody" else 60.0)
+    assert not begun.wait(0.1)
+
+    def ask() -> None:
+        with suppress(gr.Error):  # for what is loaded here is no model
+            ASKS[who](Handlers(loader, 60))
+
+    asker = threading.Thread(target=ask, daemon=True)
+    asker.start()
+    assert begun.wait(10)
+    loader.done.set()
+    asker.join(10)
+
+
+def test_the_first_page_has_the_processor_for_itself(empty_server: Server, browser: Any) -> None:
+    page = browser.new_page()
+    page.goto(empty_server.url)
+    expect(page.locator('.chip[data-state="loading"]')).to_be_visible()
+    page.close()
+    told = [line for line in empty_server.log.read_text().splitlines() if line in ("opened", "loading")]
+    assert told[:2] == ["opened", "loading"] and told.count("loading") == 1
 
 
 def test_a_loaded_model_is_told_as_the_page_opens_and_not_at_the_next_tick(app: Page) -> None:
