@@ -145,7 +145,7 @@ IMPORTING = threading.Lock()
 
 
 PATIENCE = 3.0
-"""Seconds, from when the page is served, for which the model leaves the processor to the first visitor's page:
+"""Seconds, once the page is served, for which the model leaves the processor to the first visitor's page:
 loaded at once, it made that page take 2.9 seconds instead of 1.6 on two slow cores."""
 
 
