@@ -144,7 +144,7 @@ IMPORTING = threading.Lock()
 """Held by who imports transformers: a second thread that does so meanwhile finds names missing in it."""
 
 
-PATIENCE = 3.0
+PATIENCE = 10.0
 """Seconds, once the page is served, for which the model leaves the processor to the first visitor's page:
 loaded at once, it made that page take 2.9 seconds instead of 1.6 on two slow cores."""
 

@@ -17,6 +17,7 @@ import torch
 from tiny import output, tiny_lm
 
 import space_core
+from finetune.__main__ import main
 from finetune.build import _masks_to_go_on_from
 from finetune.distill import Own, _few_loops
 from finetune.evaluate import parses, read_prompts
@@ -347,9 +348,9 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "checkpoint" / "training_log.jsonl").open()]
 
 
-def test_a_recipe_from_nothing_killed_once_and_resumed(tmp_path):
+def test_a_recipe_from_nothing_killed_once_and_resumed(tmp_path, capsys, as_before):
     smoke = (ROOT / "finetune" / "recipes" / "smoke.toml").read_text(encoding="utf-8")
-    shorter = smoke.replace("steps = 150", "steps = 60").replace("prompts = 384", "prompts = 192")
+    shorter = smoke.replace("steps = 150", "steps = 60").replace("prompts = 384", "prompts = 128")
     assert shorter != smoke
     (tmp_path / "shorter.toml").write_text(shorter, encoding="utf-8")
     command = build(tmp_path / "shorter.toml", tmp_path)
@@ -368,11 +369,8 @@ def test_a_recipe_from_nothing_killed_once_and_resumed(tmp_path):
     assert output(space_core.space(model, ids, settings)) == output(space_core.vanilla(model, ids, settings))
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "def main(argv):\n"}) + "\n")
     asked = ["--model", str(tmp_path / "checkpoint"), "--prompts", str(tmp_path / "asked.jsonl")]
-    told = subprocess.run(
-        [sys.executable, "-m", "finetune", "evaluate", *asked, "--max-new-tokens", "8", "--past-end"],
-        cwd=ROOT, check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
-    figures = json.loads(told.stdout)
+    assert main(["evaluate", *asked, "--max-new-tokens", "8", "--past-end"]) == 0
+    figures = json.loads(capsys.readouterr().out)
     assert figures["share_that_ends"] == 0 and figures["identical_to_vanilla"] == 1
     log = log_of(tmp_path)
     losses = [row["heldout_loss"] for row in log if "heldout_loss" in row]

@@ -152,7 +152,7 @@ def test_the_page_starts_as_a_space_does(tmp_path: Path) -> None:
         "told = {}\n"
         "gr.Blocks.launch = lambda self, **named: told.update(named)\n"
         "gr.Blocks.block_thread = lambda self: None\n"
-        "app.Loader.start = lambda self: None\n"
+        "app.Loader.start = lambda self, patience: None\n"
         "app.main([])\n"
         "assert app.HOSTING.hosted and told['server_name'] is None and told['server_port'] is None\n"
         "assert told['share'] is False and told['enable_monitoring'] is False and told['ssr_mode'] is False\n"

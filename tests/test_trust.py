@@ -316,9 +316,15 @@ def command(folder, *more):
     ]
 
 
-def test_the_command_examines_a_model_and_says_so(folder, tmp_path, capsys):
-    out = tmp_path / "report.json"
-    assert main(command(folder, "--seconds", "6", "--json", str(out))) == 0
+def test_the_command_examines_a_model_and_says_so(folder, tmp_path, monkeypatch, capsys):
+    out, found, examine = tmp_path / "report.json", [], checks.examine
+
+    def once(*asked):
+        found.append(found[0] if found else examine(*asked))
+        return found[0]
+
+    monkeypatch.setattr(checks, "examine", once)
+    assert main(command(folder, "--seconds", "2", "--json", str(out))) == 0
     text = capsys.readouterr().out
     assert "Lossless: no difference." in text and "Margin of the best token" in text
     for check in checks.CHECKS:
@@ -329,6 +335,10 @@ def test_the_command_examines_a_model_and_says_so(folder, tmp_path, capsys):
     assert all(check["cases"] > 0 for check in report["checks"])
     assert len(report["margins"][0]) == 10 and report["smallest_margin"] == min(report["margins"][0])
 
+    assert main(command(folder, "--json", "-")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["checks"] == report["checks"] and told["margins"] == report["margins"]
+
 
 def test_no_time_still_leaves_each_check_a_few_steps():
     model = SpaceModel(tiny_lm("Llama"), None, eos_ids=())
@@ -338,17 +348,17 @@ def test_no_time_still_leaves_each_check_a_few_steps():
     assert cases["greedy"] == 1 + checks.FEWEST and cases["cache"] >= checks.FEWEST
 
 
-def test_the_command_finds_a_wrong_decoder(folder, monkeypatch, capsys):
+def test_the_command_finds_a_wrong_decoder(folder, tmp_path, monkeypatch, capsys):
     """Drafts that are taken on trust."""
     monkeypatch.setattr(
         "space_core.decoders.verify_greedy",
         lambda choices, drafts: Verdict(torch.tensor(len(drafts)), choices[-1]),
     )
-    assert main(command(folder, "--seconds", "1")) == 1
+    out = tmp_path / "report.json"
+    assert main(command(folder, "--seconds", "1", "--json", str(out))) == 1
     text = capsys.readouterr().out
     assert "NOT lossless" in text and "First split: " in text and "does NOT explain it" in text
-    assert main(command(folder, "--seconds", "1", "--json", "-")) == 1
-    report = json.loads(capsys.readouterr().out)
+    report = json.loads(out.read_text())
     assert not report["ok"] and report["differences"]
     assert {check["name"] for check in report["checks"] if check["differences"]} >= {
         "greedy",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from cycle import cycle_model
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 from served import BUDGET, CHROMIUM, FLAGS, HOSTILE, ROOT, TIMEOUT, Server, answers, free_port, set_number
 
 expect.set_options(timeout=TIMEOUT / 2)  # five seconds are too few on a machine that does other things
@@ -120,6 +120,23 @@ def serve(command: list[str], log: Path) -> Iterator[Server]:
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+@pytest.fixture(scope="session")
+def kept(browser: Browser, browser_context_args: dict) -> Iterator[BrowserContext]:
+    context = browser.new_context(**browser_context_args)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def context(kept: BrowserContext) -> Iterator[BrowserContext]:
+    """One for all tests of a worker: they need not read and compile the page's scripts anew, each of them. A test of
+    first visits makes its own."""
+    yield kept
+    for page in kept.pages:
+        page.close()
+    kept.clear_cookies()
 
 
 @pytest.fixture
