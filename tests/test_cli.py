@@ -47,9 +47,8 @@ def test_generate_prints_one_trace_and_both_methods_agree():
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, says):
-    call = (
-        run_alone if says in ("/nowhere", "dtype") else run
-    )  # those come to torch, which may say something too
+    # Those that come to torch run alone, since it may say something too.
+    call = run_alone if says in ("/nowhere", "dtype") else run
     result = call(*arguments, text="def fib(n):\n")
     assert result.returncode == 2
     assert says in result.stderr and result.stderr.count("\n") == 1

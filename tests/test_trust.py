@@ -316,14 +316,21 @@ def command(folder, *more):
     ]
 
 
-def test_the_command_examines_a_model_and_says_so(folder, tmp_path, monkeypatch, capsys):
-    out, found, examine = tmp_path / "report.json", [], checks.examine
+@pytest.fixture
+def examined_once(monkeypatch):
+    """A second command on the same model tells what the first one found."""
+    found, examine = [], checks.examine
 
     def once(*asked):
-        found.append(found[0] if found else examine(*asked))
+        if not found:
+            found.append(examine(*asked))
         return found[0]
 
     monkeypatch.setattr(checks, "examine", once)
+
+
+def test_the_command_examines_a_model_and_says_so(folder, tmp_path, examined_once, capsys):
+    out = tmp_path / "report.json"
     assert main(command(folder, "--seconds", "2", "--json", str(out))) == 0
     text = capsys.readouterr().out
     assert "Lossless: no difference." in text and "Margin of the best token" in text
@@ -348,17 +355,17 @@ def test_no_time_still_leaves_each_check_a_few_steps():
     assert cases["greedy"] == 1 + checks.FEWEST and cases["cache"] >= checks.FEWEST
 
 
-def test_the_command_finds_a_wrong_decoder(folder, tmp_path, monkeypatch, capsys):
+def test_the_command_finds_a_wrong_decoder(folder, examined_once, monkeypatch, capsys):
     """Drafts that are taken on trust."""
     monkeypatch.setattr(
         "space_core.decoders.verify_greedy",
         lambda choices, drafts: Verdict(torch.tensor(len(drafts)), choices[-1]),
     )
-    out = tmp_path / "report.json"
-    assert main(command(folder, "--seconds", "1", "--json", str(out))) == 1
+    assert main(command(folder, "--seconds", "1")) == 1
     text = capsys.readouterr().out
     assert "NOT lossless" in text and "First split: " in text and "does NOT explain it" in text
-    report = json.loads(out.read_text())
+    assert main(command(folder, "--seconds", "1", "--json", "-")) == 1
+    report = json.loads(capsys.readouterr().out)
     assert not report["ok"] and report["differences"]
     assert {check["name"] for check in report["checks"] if check["differences"]} >= {
         "greedy",

@@ -88,7 +88,7 @@ def test_the_model_is_loaded_once_somebody_wants_it_or_nobody_comes(
     begun = threading.Event()
     monkeypatch.setattr(Loader, "load", lambda self: begun.set())
     loader = Loader("a model", "cpu", "float32")
-    loader.start(patience=0.3 if who == "nobody" else 60.0)
+    loader.start(patience=1.0 if who == "nobody" else 60.0)
     assert not begun.wait(0.1)
 
     def ask() -> None:
