@@ -1,7 +1,6 @@
 """The command line as a user calls it, and the same in the tests' own process.
 
-A process of its own imports torch and transformers, which takes longer than most commands: one test of each
-kind is enough there.
+A process of its own takes longer than most commands: one test of each kind is enough there.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ import io
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 from unittest.mock import patch
+
+import warm
 
 from space_core.__main__ import main
 
-ROOT = Path(__file__).parent.parent
 Done = subprocess.CompletedProcess[str]
 
 
@@ -36,5 +35,4 @@ def run(*arguments: str, text: str = "") -> Done:
 
 def run_alone(*arguments: str, text: str = "") -> Done:
     """In a process of its own."""
-    command = [sys.executable, "-m", "space_core", *arguments]
-    return subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, timeout=400)
+    return warm.run("-m", "space_core", *arguments, text=text)

@@ -185,13 +185,13 @@ def caught_by_tests(fault: Fault, folder: Path) -> tuple[bool, str]:
 
 
 def pytest_in(folder: Path, tests: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--no-header"]
+    import warm
+
+    command = ["-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--no-header"]
     command += [f"tests/{name}" for name in tests.split()]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        result = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=HUNG, env=environment
-        )
+        result = warm.run(*command, cwd=folder, env=environment, timeout=HUNG)
     except subprocess.TimeoutExpired:
         return 1, f"hung for {HUNG} s"
     lines = result.stdout.strip().splitlines() or result.stderr.strip().splitlines()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from chatting import chat_folder
 from tiny import output
 
@@ -133,7 +133,7 @@ def test_the_readmes_python_example_runs_as_it_stands(served, tmp_path):
     assert ADDRESS in program
     path = tmp_path / "example.py"
     path.write_text(program.replace(ADDRESS, served.url), encoding="utf-8")
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=400, cwd=tmp_path)
+    done = warm.run(path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "outputs identical" in lines[-1]
@@ -480,8 +480,6 @@ def test_mcp_without_its_extra_is_one_clear_line():
     hidden = "import sys; sys.modules['mcp'] = None; import importlib.util as u; find = u.find_spec\n"
     hidden += "u.find_spec = lambda name, *a: None if name == 'mcp' else find(name, *a)\n"
     program = hidden + "import app; app.main(['--mcp'])"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    done = warm.run("-c", program)
     assert done.returncode == 2
     assert 'pip install "gradio[mcp]"' in done.stderr and "Traceback" not in done.stderr

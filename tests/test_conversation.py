@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from chatting import CHAT, chat_folder, chat_lm, chat_model
 from commandline import run, run_alone
 from tiny import oracle, output, trained_like_masks
@@ -315,9 +314,7 @@ def test_the_code_of_share_writes_the_conversations_answer(folder):
 
     settings = Settings(k=3, max_new_tokens=9, plan="grid")
     program = code.python("", settings, str(folder), "cpu", "float64", TALK)
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    done = warm.run("-c", program)
     assert done.returncode == 0, done.stderr
     opened = space_core.load(folder, dtype="float64")
     steps = space_core.space(opened, conversation.prompt(opened, TALK)[1], settings)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from tiny import output, tiny_lm
 
 import space_core
@@ -338,7 +339,7 @@ def test_mask_training_resumes_to_the_bit(tmp_path):
 def build(recipe, folder):
     """The command that builds a recipe from nothing in a folder."""
     return [
-        sys.executable, "-m", "finetune", "build", "--recipe", str(recipe), "--run", str(folder / "run"),
+        "-m", "finetune", "build", "--recipe", str(recipe), "--run", str(folder / "run"),
         "--cache", str(folder / "cache"), "--out", str(folder / "checkpoint"),
     ]  # fmt: skip
 
@@ -354,7 +355,7 @@ def test_a_recipe_from_nothing_killed_once_and_resumed(tmp_path, capsys, as_befo
     assert shorter != smoke
     (tmp_path / "shorter.toml").write_text(shorter, encoding="utf-8")
     command = build(tmp_path / "shorter.toml", tmp_path)
-    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    first = warm.Popen(command, tmp_path / "told.txt")
     deadline = time.monotonic() + 300
     while not (tmp_path / "run" / "pretrain.pt").exists() and time.monotonic() < deadline:
         assert first.poll() is None
@@ -362,7 +363,7 @@ def test_a_recipe_from_nothing_killed_once_and_resumed(tmp_path, capsys, as_befo
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert not (tmp_path / "checkpoint").exists()
-    subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL, timeout=600)
+    assert warm.run(*command, timeout=600).returncode == 0
     model = space_core.load(tmp_path / "checkpoint")
     ids = model.encode("def main(argv):\n")
     settings = Settings(max_new_tokens=32)
@@ -383,7 +384,8 @@ def test_a_recipe_from_nothing_killed_once_and_resumed(tmp_path, capsys, as_befo
 @pytest.mark.slow
 def test_the_smoke_recipe_climbs_to_two_tokens_a_call_in_two_minutes(tmp_path):
     begin = time.monotonic()
-    subprocess.run(build("smoke", tmp_path), cwd=ROOT, check=True, stderr=subprocess.DEVNULL, timeout=600)
+    command = [sys.executable, *build("smoke", tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL, timeout=600)
     seconds = time.monotonic() - begin
     rates = [row["tokens_per_call"] for row in log_of(tmp_path) if "tokens_per_call" in row]
     assert rates[0] < 1.3 and rates[-1] >= 2.0 and seconds < 120

@@ -331,8 +331,15 @@ def sampled_against_law(model, rounds, copies, **options):
     return value, limit(freedom)
 
 
-@pytest.mark.parametrize("plan", ["grid", "auto"])
-@pytest.mark.parametrize("verification", ["block", "token"])
+@pytest.mark.parametrize(
+    ("plan", "verification"),
+    [
+        ("grid", "token"),
+        ("auto", "block"),
+        pytest.param("grid", "block", marks=pytest.mark.slow),
+        pytest.param("auto", "token", marks=pytest.mark.slow),
+    ],
+)
 def test_sampled_tokens_of_one_prompt_follow_the_processed_law(plan, verification):
     value, most = sampled_against_law(small_model(), 700, 1, plan=plan, verification=verification)
     assert value <= most

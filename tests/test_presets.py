@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from tiny import oracle
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -172,9 +171,6 @@ def test_it_is_offered_while_the_pages_own_model_loads():
         "loader.done.wait()\n"
         "print(loader.status()['state'])"
     )
-    root = Path(app.__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=300
-    )
+    done = warm.run("-c", program)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "ready"

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from commandline import run
 
 from space_core.bundled import CHECKPOINTS
@@ -42,9 +43,7 @@ def blocks() -> list[str]:
 
 def test_the_library_block_runs():
     (program,) = [block for block in blocks() if block.startswith("import space_core")]
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    result = warm.run("-c", program)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) > 3

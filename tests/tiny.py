@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
@@ -38,6 +39,12 @@ ARCHITECTURES = {
     "GPTNeoX": {**_OWN, "intermediate_size": 64},
     "OPT": {**_OWN, "ffn_dim": 64, "word_embed_proj_dim": 32},
 }
+
+
+def some(names, often):
+    """Parameters of a test: these always, the others in the slow tier."""
+    assert set(often) <= set(names)
+    return [name if name in often else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def tiny_lm(architecture: str = "Llama", dtype: torch.dtype = torch.float64, seed: int = 0, **shape: int):

@@ -14,9 +14,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from cycle import cycle_model
 from playwright.sync_api import Browser, BrowserContext, Page, expect
-from served import BUDGET, CHROMIUM, FLAGS, HOSTILE, ROOT, TIMEOUT, Server, answers, free_port, set_number
+from served import (
+    BUDGET,
+    CHROMIUM,
+    FLAGS,
+    HOSTILE,
+    ROOT,
+    TIMEOUT,
+    Server,
+    alarmed,
+    answers,
+    free_port,
+    set_number,
+)
 
 expect.set_options(timeout=TIMEOUT / 2)  # five seconds are too few on a machine that does other things
 
@@ -99,15 +112,21 @@ def empty_server(
     yield from serve(command, tmp_path_factory.mktemp("empty") / "log.txt")
 
 
-def serve(command: list[str], log: Path) -> Iterator[Server]:
-    """Run python with these arguments and a free port, until the test is over."""
+def serve(command: list[str], log: Path, *, alone: bool = False) -> Iterator[Server]:
+    """Run python with these arguments and a free port, until the test is over; `alone` with nothing imported."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
     env = {name: value for name, value in os.environ.items() if not name.startswith("SPACE_")}
-    command = [sys.executable, *command, "--port", str(port)]
+    command = [*command, "--port", str(port)]
     started = time.monotonic()
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
+    process: subprocess.Popen[bytes] | warm.Popen
+    if alone:
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT
+            )
+    else:
+        process = warm.Popen(command, log, env=env)
     try:
         while not answers(url):
             if process.poll() is not None or time.monotonic() - started > 60:
@@ -142,9 +161,7 @@ def context(kept: BrowserContext) -> Iterator[BrowserContext]:
 @pytest.fixture
 def watched(page: Page) -> Iterator[Page]:
     """A page not yet opened; dialogs, page errors and text that ran fail the test."""
-    alarms: list[str] = []
-    page.on("dialog", lambda dialog: (alarms.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on("pageerror", lambda error: alarms.append(f"page error: {error}"))
+    alarms = alarmed(page)
     page.set_default_timeout(TIMEOUT)
     yield page
     assert page.evaluate("window.pwned") is None

@@ -16,7 +16,7 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # where the screenshots are made, nobody has set the path as pytest does
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # where pictures are made, nobody has set them as pytest does
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 """The first that is there. The shell is Chromium without the toolbars that a window of each visitor renders."""
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -125,6 +125,14 @@ def set_number(page: Page, field: str, value: float) -> None:
     box = page.locator(f"#{field} input[type=number]")
     box.fill(str(value))
     box.press("Tab")
+
+
+def alarmed(page: Page) -> list[str]:
+    """Filled by dialogs and page errors from now on."""
+    alarms: list[str] = []
+    page.on("dialog", lambda dialog: (alarms.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("pageerror", lambda error: alarms.append(f"page error: {error}"))
+    return alarms
 
 
 def prompt(page: Page, words: str) -> None:

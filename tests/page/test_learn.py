@@ -3,23 +3,57 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
-from served import HOSTILE, TIMEOUT, Server
+from playwright.sync_api import Browser, Page, expect
+from served import HOSTILE, TIMEOUT, Server, alarmed
 from walking import go, learn, solve, steps
 
+import app
 from space_core.views import walk
 
 NAMES = list(steps())
 
 
+ANEW = """
+([code, walk]) => {
+  const learn = document.querySelector(".learn");
+  learn.replaceWith(Object.assign(document.createElement("section"), { className: "learn" }));
+  new Function("element", "props", code)(document.querySelector("#learn"), { walk });
+  document.activeElement?.blur();
+  scrollTo(0, 0);
+}
+"""
+"""What Gradio does with the tab's script when a page opens."""
+
+
+@pytest.fixture(scope="module")
+def school(
+    browser: Browser, browser_context_args: dict, empty_server: Server
+) -> Iterator[tuple[Page, list[str]]]:
+    """The Learn tab with no model behind the page, and what it must not do; opened once for all tests here."""
+    context = browser.new_context(**browser_context_args)
+    page = context.new_page()
+    page.set_default_timeout(TIMEOUT)
+    alarms = alarmed(page)
+    page.goto(empty_server.url)
+    expect(page.locator('.arena[data-state="recorded"]')).to_be_visible()
+    learn(page)
+    yield page, alarms
+    context.close()
+
+
 @pytest.fixture
-def lessons(unloaded: Page) -> Page:
-    """The Learn tab, opened, with no model behind the page."""
-    learn(unloaded)
-    return unloaded
+def lessons(school: tuple[Page, list[str]]) -> Iterator[Page]:
+    """The lessons as nobody has touched them."""
+    page, alarms = school
+    alarms.clear()
+    page.evaluate(ANEW, [app.scripts(app.LEARN), walk.page()])
+    expect(page.locator(".learn .step-title")).to_be_visible()
+    yield page
+    assert page.evaluate("window.pwned") is None and alarms == []
 
 
 def finished(page: Page, name: str) -> Any:

@@ -26,7 +26,8 @@ SLACK = 1.0
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     log = tmp_path_factory.mktemp("hosted") / "log.txt"
-    with hosting(log, "--device", "cpu", SPACE_HOSTED="1", SPACE_SECRET=SECRET, HF_TOKEN=SECRET) as host:
+    settings = {"SPACE_HOSTED": "1", "SPACE_SECRET": SECRET, "HF_TOKEN": SECRET}
+    with hosting(log, "--device", "cpu", alone=True, **settings) as host:
         host.wait_for_the_model()
         yield host
         assert "Traceback" not in log.read_text()

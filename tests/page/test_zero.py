@@ -31,7 +31,7 @@ def environment(log: Path) -> dict[str, str]:
 def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Path]]:
     folder = tmp_path_factory.mktemp("zero")
     log = folder / "zero.jsonl"
-    with hosting(folder / "log.txt", **environment(log)) as host:
+    with hosting(folder / "log.txt", **environment(log), alone=True) as host:
         yield host, log
     assert "Traceback" not in (folder / "log.txt").read_text()
 
@@ -110,7 +110,7 @@ def test_a_conversation_reads_its_whole_prompt(tmp_path: Path) -> None:
     log.touch()
     folder = chat_folder(tmp_path)
     arguments = ["--model", str(folder)]
-    with hosting(tmp_path / "log.txt", *arguments, **environment(log), SPACE_HOSTED="0") as host:
+    with hosting(tmp_path / "log.txt", *arguments, **environment(log), SPACE_HOSTED="0", alone=True) as host:
         visitor = host.visitor()
         race = visitor.event("page_race")
         prompts = []
@@ -155,11 +155,11 @@ def test_the_stand_in_catches(tmp_path: Path, name: str) -> None:
     if name == "gradio before spaces":
         with (
             pytest.raises(AssertionError, match=words),
-            hosting(tmp_path / "log.txt", code=code, **environment(log)),
+            hosting(tmp_path / "log.txt", code=code, **environment(log), alone=True),
         ):
             pass
         return
-    with hosting(tmp_path / "log.txt", code=code, **environment(log)) as host:
+    with hosting(tmp_path / "log.txt", code=code, **environment(log), alone=True) as host:
         if name == "no model before the launch":
             assert notes(log)[0]["loaded"] == 0
             return

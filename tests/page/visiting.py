@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import warm
 from served import ROOT, answers, free_port
 
 JSON = {"Content-Type": "application/json"}
@@ -145,7 +146,7 @@ class Host:
 
     url: str
     log: Path
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | warm.Popen
 
     def visitor(self) -> Visitor:
         return Visitor(self.url)
@@ -167,17 +168,24 @@ class Host:
 
 
 @contextmanager
-def hosting(log: Path, *arguments: str, code: str | None = None, **environment: str) -> Iterator[Host]:
-    """`python app.py` (or python with this code) on a free port, until the end of the `with`."""
+def hosting(
+    log: Path, *arguments: str, code: str | None = None, alone: bool = False, **environment: str
+) -> Iterator[Host]:
+    """`python app.py` (or python with this code) on a free port, until the end of the `with`; `alone` in a process
+    that shares no memory with others and in which nothing was imported."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
     env = {name: value for name, value in os.environ.items() if not name.startswith("SPACE")}
     start = ["-c", code] if code else ["app.py"]
-    command = [sys.executable, *start, *arguments, "--port", str(port)]
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env={**env, **environment}, stdout=out, stderr=subprocess.STDOUT
-        )
+    command, env = [*start, *arguments, "--port", str(port)], {**env, **environment}
+    process: subprocess.Popen[bytes] | warm.Popen
+    if alone:
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT
+            )
+    else:
+        process = warm.Popen(command, log, env=env)
     try:
         started = time.monotonic()
         while not answers(url):

@@ -165,7 +165,7 @@ def main() -> int:
         options.races = 200
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.txt"
-        with hosting(log, "--device", "cpu", SPACE_HOSTED="1") as host:
+        with hosting(log, "--device", "cpu", SPACE_HOSTED="1", alone=True) as host:
             host.wait_for_the_model()
             started = time.monotonic()
             until = started + 60 * (options.minutes or 1e6)
