@@ -65,7 +65,7 @@ _LICENCE_WORDS = re.compile(
 
 
 class CorpusError(SpaceError, RuntimeError):
-    """A locked file could not be had, or is not the file that was locked."""
+    """A locked file could not be had, or is not the file that was locked; or the texts are too few."""
 
 
 @dataclass(frozen=True, slots=True)

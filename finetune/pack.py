@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from finetune.corpus import Document, parse, split
+from finetune.corpus import CorpusError, Document, parse, split
 from finetune.lock import sha256_file
 
 FORMAT = "space-tokens/1"
@@ -58,10 +58,11 @@ def pack(
         functions: in the place of each document write those of its functions that stand alone.
 
     Raises:
-        ValueError: no documents, or the vocabulary is too large for uint16.
+        CorpusError: no documents.
+        ValueError: the vocabulary is too large for uint16.
     """
     if not documents:
-        raise ValueError("there are no documents to pack")
+        raise CorpusError("the corpus has no texts: name more modules or packages")
     if len(tokenizer) > 2**16:
         raise ValueError(f"{len(tokenizer)} token ids do not fit into uint16")
     fingerprint = _fingerprint(documents, tokenizer, functions)
@@ -197,11 +198,14 @@ class Tokens:
         A pure function of its arguments: inputs are `[:, :-1]`, targets `[:, 1:]`.
 
         Raises:
-            ValueError: the file is shorter than two windows.
+            CorpusError: the file is shorter than two windows.
         """
         count = self.windows(seq_len)
         if not count:
-            raise ValueError(f"{len(self)} tokens are too few for windows of {seq_len}")
+            raise CorpusError(
+                f"{len(self)} tokens are too few for windows of {seq_len}: name more modules or "
+                "packages, or choose a smaller seq_len"
+            )
         rows = np.empty((batch_size, seq_len + 1), dtype=np.int64)
         for row in range(batch_size):
             epoch, place = divmod(step * batch_size + row, count)
@@ -250,7 +254,7 @@ def prompt_windows(
     over. No place gives two. Give one side of `split` only: what is trained on, or what is held out.
 
     Raises:
-        ValueError: the documents have fewer than `count` such places.
+        CorpusError: the documents have fewer than `count` such places.
     """
     prompts: list[list[int]] = []
     places = _places(documents, np.random.default_rng(seed))
@@ -258,7 +262,10 @@ def prompt_windows(
         # No token is longer than its text; what is too much is cut, what is too little, skipped.
         texts = [text for _, text in zip(range(1024), places, strict=False)]
         if not texts:
-            raise ValueError(f"only {len(prompts)} of {count} prompts of {length} tokens are there")
+            raise CorpusError(
+                f"the texts have {len(prompts)} of {count} places for prompts of {length} tokens: "
+                "name more modules or packages, or ask for fewer or shorter prompts"
+            )
         texts = [text[-16 * length - 64 :] for text in texts]
         prompts += [ids[-length:] for ids in encode(texts, tokenizer) if len(ids) > length]
     return torch.tensor(prompts[:count], dtype=torch.int64)

@@ -143,8 +143,7 @@ def turns(model: SpaceModel, decode, settings: Settings, memory: Memory | None, 
     return told
 
 
-@pytest.mark.parametrize("plan", ["grid", "auto"])
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize(("name", "plan"), [("vanilla", "grid"), ("space", "grid"), ("space", "auto")])
 @pytest.mark.parametrize("architecture", ["Llama", "Qwen3", "GPT2"])
 def test_turns_that_reuse_the_cache_write_what_whole_prompts_write(tmp_path, architecture, name, plan):
     model = chat_model(tmp_path, architecture)

@@ -409,7 +409,7 @@ class TestPack:
         assert other["fingerprint"] != meta["fingerprint"]
 
     def test_nothing_to_pack(self, trained, tmp_path: Path):
-        with pytest.raises(ValueError, match="no documents"):
+        with pytest.raises(CorpusError, match="has no texts"):
             pack.pack([], trained, tmp_path)
 
     def test_an_epoch_sees_every_window_once(self, tmp_path: Path):
@@ -450,7 +450,7 @@ class TestPack:
     def test_too_short_a_file(self, tmp_path: Path):
         path = tmp_path / "train.bin"
         np.arange(10, dtype="<u2").tofile(path)
-        with pytest.raises(ValueError, match="too few"):
+        with pytest.raises(CorpusError, match="too few"):
             pack.Tokens(path).batch(0, 1, 8, 0)
 
 
@@ -518,5 +518,5 @@ class TestPrompts:
         ]
 
     def test_too_few_places(self, trained):
-        with pytest.raises(ValueError, match="of 1000 prompts"):
+        with pytest.raises(CorpusError, match="of 1000 places for prompts of 32"):
             pack.prompt_windows([document("a.py", module(1))], trained, 32, 1000, seed=0)

@@ -43,8 +43,12 @@ ARCHITECTURES = {
 
 def some(names, often):
     """Parameters of a test: these always, the others in the slow tier."""
-    assert set(often) <= set(names)
-    return [name if name in often else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    assert set(often) <= set(names), "a parameter that there is not"
+    slow = pytest.mark.slow
+    return [
+        name if name in often else pytest.param(*(name if isinstance(name, tuple) else (name,)), marks=slow)
+        for name in names
+    ]
 
 
 def tiny_lm(architecture: str = "Llama", dtype: torch.dtype = torch.float64, seed: int = 0, **shape: int):

@@ -45,11 +45,11 @@ def visited(browser: Any, bundled_server: Server, scheme: str) -> Iterator[Page]
     context.close()
 
 
-def findings(page: Page) -> list[str]:
-    """What axe-core calls serious or critical, one line each with the first places."""
+def findings(page: Page, within: str | None = None) -> list[str]:
+    """What axe-core calls serious or critical on the page or within an element, one line each with the first places."""
     page.mouse.move(0, 0)
     # Gradio's own placeholder of a figure that is not drawn yet has a label that its role does not allow.
-    around = {"exclude": [[".unpadded_box"]]}
+    around = {"exclude": [[".unpadded_box"]], **({"include": [[within]]} if within else {})}
     found = Axe().run(page, context=around, options={"resultTypes": ["violations"]}).response["violations"]
     return [
         f"{each['impact']} {each['id']} ({len(each['nodes'])}): "
@@ -63,6 +63,7 @@ def test_axe_finds_what_is_planted(visited: Page) -> None:
     """That the check can fail: a nameless button and grey on white."""
     visited.evaluate("document.querySelector('.arena').insertAdjacentHTML('beforeend', '<button></button>')")
     assert any("button-name" in line for line in findings(visited))
+    assert any("button-name" in line for line in findings(visited, "#arena"))
 
 
 def test_race(visited: Page) -> None:
@@ -88,11 +89,12 @@ def test_inspector_and_share(visited: Page) -> None:
 
 def test_learn(visited: Page) -> None:
     learn(visited)
+    assert findings(visited) == []
     for name in steps():
         go(visited, name)
-        assert findings(visited) == [], name
+        assert findings(visited, "#learn") == [], name  # what is around it stays as it was
         solve(visited, name)
-        assert findings(visited) == [], f"{name}, solved"
+        assert findings(visited, "#learn") == [], f"{name}, solved"
 
 
 def test_benchmark(visited: Page) -> None:

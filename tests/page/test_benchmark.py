@@ -84,6 +84,7 @@ def test_a_benchmark_stops_and_keeps_what_it_has_and_the_device_is_free(bench: P
     expect(bench.locator("#badge")).to_have_text("outputs identical")
 
 
+@pytest.mark.slow
 def test_a_closed_tab_ends_its_benchmark(bench: Page, server: Server) -> None:
     other = bench.context.new_page()
     other.goto(server.url)

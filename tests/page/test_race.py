@@ -388,6 +388,7 @@ def test_raw_posts_are_judged_again_and_the_server_lives_on(app: Page, server: S
     assert "Traceback" not in server.log.read_text()
 
 
+@pytest.mark.slow
 def test_missing_arguments_are_an_error_and_no_crash(app: Page, server: Server) -> None:
     post(server, [], "none")
     post(server, GOOD * 3, "many")
@@ -397,6 +398,7 @@ def test_missing_arguments_are_an_error_and_no_crash(app: Page, server: Server) 
 # ---------------------------------------------------------------- no other host, every screen
 
 
+@pytest.mark.slow
 def test_no_request_leaves_for_another_host(page: Page, server: Server) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -408,7 +410,10 @@ def test_no_request_leaves_for_another_host(page: Page, server: Server) -> None:
     assert hosts == {"127.0.0.1"}
 
 
-@pytest.mark.parametrize("scheme, width, height", [("dark", 390, 844), ("light", 1280, 800)])
+@pytest.mark.parametrize(
+    "scheme, width, height",
+    [("dark", 390, 844), pytest.param("light", 1280, 800, marks=pytest.mark.slow)],
+)
 def test_nothing_overflows(browser: Any, server: Server, scheme: str, width: int, height: int) -> None:
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     page = context.new_page()

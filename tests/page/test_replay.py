@@ -298,6 +298,7 @@ def test_a_stopped_race_can_be_replayed(app: Page) -> None:
     assert picture(app) == end
 
 
+@pytest.mark.slow
 def test_the_same_race_again_is_painted_by_the_same_code(app: Page) -> None:
     race(app)
     first = app.locator(".arena").get_attribute("data-race")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from visiting import Answer, Host, Visitor, fields, hosting, text
+from visitors import MOST_GROWTH, crowd
 
 from space_core.hosting import HOSTED
 
@@ -451,3 +452,14 @@ def test_a_posted_state_is_not_believed(page: Host) -> None:
     request = fields()
     request[-2:] = "/etc", {"id": frame["race"], "session": other.session}
     assert visitor.race(race, request)["about"]["model"] == "python-mini"
+
+
+# ---------------------------------------------------------------- a crowd
+
+
+def test_a_crowd_leaves_no_memory_behind(page: Host) -> None:
+    tally = crowd(page, lambda t: t.races >= 20, sample=1)
+    assert tally.failures == []
+    assert tally.kinds["finished"] > 10 and tally.kinds["broken off"] and tally.kinds["stopped"]
+    # So few races end before every session's place is taken: what is left is bounded, not yet flat.
+    assert tally.growth() < 3 * MOST_GROWTH, tally.memory

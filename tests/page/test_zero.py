@@ -104,6 +104,7 @@ def test_a_stop_ends_the_worker_and_the_next_race_runs(zero: tuple[Host, Path]) 
     assert not any(n["alive"] for n in ends)
 
 
+@pytest.mark.slow
 def test_a_conversation_reads_its_whole_prompt(tmp_path: Path) -> None:
     """A cache would have to come back from a process that ends; the end of a turn must go there."""
     log = tmp_path / "zero.jsonl"
