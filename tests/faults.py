@@ -188,6 +188,7 @@ def pytest_in(folder: Path, tests: str) -> tuple[int, str]:
     import warm
 
     command = ["-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--no-header"]
+    command += ["-m", "not slow"]
     command += [f"tests/{name}" for name in tests.split()]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     try:

@@ -75,6 +75,7 @@ def units_of(out: Path) -> set[str]:
     return {path.name for path in (out / "units").iterdir()}
 
 
+@pytest.mark.more
 def test_all_variants_from_one_base_killed_and_resumed(home, tmp_path, monkeypatch):
     out = tmp_path / "out"
     real, done = room.train_for, []

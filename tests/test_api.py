@@ -263,6 +263,7 @@ def test_generate_gives_the_command_lines_trace(client, served, method):
     )
 
 
+@pytest.mark.more
 def test_what_the_client_puts_together_is_what_curl_gets(client, served):
     """gradio sends its client differences, and takes those of nested lists wrongly."""
     for seed in range(4):

@@ -292,6 +292,7 @@ def test_generate_chat_sends_the_prompt_as_a_message(folder, as_before):
     assert opened.decode(one.prompt_ids) == "<|endoftext|><|user|>what is one?<|end|>\n<|assistant|>"
 
 
+@pytest.mark.more
 def test_chat_goes_on_turn_by_turn_and_reads_only_what_is_new(folder, as_before):
     asked = ("--model", str(folder), "--dtype", "float64", "--max-new-tokens", "9", "--system", "be brief")
     result = run_alone("chat", *asked, "--json", text="what is one?\n\nand two?\n")

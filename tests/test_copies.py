@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_sampler import told_masks, told_model
-from tiny import ARCHITECTURES, VOCABULARY, oracle, output, tiny_lm, trained_like_masks
+from tiny import ARCHITECTURES, FEW, VOCABULARY, oracle, output, some, tiny_lm, trained_like_masks
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import space_core
@@ -120,7 +120,7 @@ def test_each_guess_leans_on_what_followed(told):
     assert torch.allclose(logits[1], second)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", some(ARCHITECTURES, FEW))
 def test_greedy_output_is_plain_decodings(architecture):
     """Without a sampler head, on the paths of both lookups (with one: `test_sampler.py`)."""
     lm = tiny_lm(architecture, torch.float64)
@@ -326,6 +326,7 @@ def test_texts_that_never_repeat_themselves_give_no_table():
     assert told == {} and model.masks.copies is None
 
 
+@pytest.mark.more
 def test_evaluate_tells_what_the_table_is_worth(capsys):
     """On the bundled checkpoint and prompts."""
     asked = ["--model", str(ASSETS / "checkpoints/python-mini"), "--limit", "3", "--max-new-tokens", "64"]

@@ -90,6 +90,7 @@ def test_parses_wants_a_whole_statement_of_the_completion():
     assert not parses("def f():\n", "    return (\n")
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("method", ["gated", "paper"])
 def test_masks_learn_a_text_that_repeats(tmp_path, method):
     """A base that walks in a circle is easy to draft for: accepted drafts must become the rule."""
@@ -349,6 +350,7 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "checkpoint" / "training_log.jsonl").open()]
 
 
+@pytest.mark.more
 def test_a_recipe_from_nothing_killed_once_and_resumed(tmp_path, capsys, as_before):
     smoke = (ROOT / "finetune" / "recipes" / "smoke.toml").read_text(encoding="utf-8")
     shorter = smoke.replace("steps = 150", "steps = 60").replace("prompts = 384", "prompts = 96")

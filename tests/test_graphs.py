@@ -18,7 +18,7 @@ import torch
 from test_checkpoint import gated_model
 from test_sampler import told_model
 from test_trust import run, sound, tiny_subject
-from tiny import ARCHITECTURES, VOCABULARY, output, some, tiny_lm, trained_like_masks
+from tiny import ARCHITECTURES, FEW, VOCABULARY, output, some, tiny_lm, trained_like_masks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -33,7 +33,7 @@ from space_core.memory import Memory
 from space_core.model import Masks, SpaceModel
 from space_core.settings import Plan, Verification
 
-RECORDABLE = some([name for name in ARCHITECTURES if name != "Mistral"], {"Llama", "Gemma", "GPT2", "OPT"})
+RECORDABLE = some([name for name in ARCHITECTURES if name != "Mistral"], FEW)
 """Mistral's windows slide."""
 COSTS = Costs({6: 1.3, 81: 7.0}, {1: 1.0})
 DECODERS = {"vanilla": space_core.vanilla, "space": space_core.space}
@@ -109,6 +109,7 @@ def test_greedy_text_is_that_of_generate(architecture, calls):
     assert any(graphs.padded(layout) != (layout.n_real, layout.n_masks) for layout in calls)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("plan", Plan)
 @pytest.mark.parametrize("verification", Verification)
 def test_sampled_text_is_that_of_plain_calls(plan, verification, calls):
@@ -129,6 +130,7 @@ def test_sampled_text_is_that_of_plain_calls(plan, verification, calls):
     assert calls and model.graphs.refused is None
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("architecture", ["Llama", "GPT2"])
 def test_a_cache_outgrows_its_storage(architecture, monkeypatch, calls):
     """Also one that stands at a border when the call comes: the storage holds the padding too."""

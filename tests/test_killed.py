@@ -26,6 +26,7 @@ def killed(kills, seed):
     return found
 
 
+@pytest.mark.more
 def test_three_kills_while_saving():
     assert killed(3, 0)["while_saving"] == 3
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, VOCABULARY, oracle, output, tiny_lm, trained_like_masks
+from tiny import ARCHITECTURES, VOCABULARY, oracle, output, some, tiny_lm, trained_like_masks
 
 import space_core
 from space_core import Settings
@@ -79,10 +79,14 @@ def test_a_planned_run_feeds_neither_plain_calls_nor_the_grid_only(llama):
     assert len({step.rows for step in steps}) > 2
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "whole"),
+    some(
+        [(dtype, whole) for dtype in ("float64", "float32") for whole in (False, True)], [("float64", False)]
+    ),
+)
 def test_the_bundled_checkpoint_is_decoded_losslessly(dtype, whole):
-    """Every k with each prompt, its plans in turn; all with all in the slow tier."""
+    """Every k with each prompt, its plans in turn; all with all, and in float32, with `-m more`."""
     turns = itertools.cycle(Plan)
     model = space_core.load(default_checkpoint(), dtype=dtype)
     for prompt in (
@@ -269,7 +273,7 @@ def drafting(monkeypatch, draft):
     monkeypatch.setattr(_Run, "fetch", inject)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("k", some([1, 2, 3, 5, 8], [1, 3, 8]))
 def test_injected_drafts_are_accepted_exactly_as_far_as_they_are_right(llama, monkeypatch, k):
     prompt = [3, 1, 4, 1, 5]
     truth = prompt + oracle(llama.lm, prompt, 60)
@@ -349,7 +353,7 @@ def test_a_prompt_without_room_is_refused(llama):
             next(space_core.space(llama, prompt, Settings()))
 
 
-@pytest.mark.parametrize("k", range(1, 9))
+@pytest.mark.parametrize("k", some(range(1, 9), [1, 3, 8]))
 def test_end_of_sequence_inside_an_accepted_run_ends_the_text(llama, monkeypatch, k):
     prompt = [3, 1, 4, 1, 5]
     truth = prompt + oracle(llama.lm, prompt, 40)

@@ -103,6 +103,7 @@ def test_the_wheel_holds_code_types_page_and_checkpoint(wheel):
     assert wheel.stat().st_size < 100_000_000
 
 
+@pytest.mark.more
 def test_the_command_runs_far_from_the_checkout(scratch, tmp_path):
     result = run(scratch, "space", "race", "def fib(n):", "--max-new-tokens", "16", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -70,6 +70,7 @@ def killed(home, tmp_path, monkeypatch, out: str, *more: str) -> None:  # noqa: 
         assert main(arguments(home, "Llama", tmp_path / out, *more)) == 130
 
 
+@pytest.mark.more
 def test_two_processes_train_what_one_does(home, tmp_path):  # noqa: F811
     assert main(arguments(home, "Llama", tmp_path / "one", *UNEVEN)) == 0
     launch(PLAIN, *arguments(home, "Llama", tmp_path / "two", *UNEVEN))
@@ -84,7 +85,7 @@ def test_two_processes_train_what_one_does(home, tmp_path):  # noqa: F811
     assert space_core.load(tmp_path / "two").masks.method == "gated"
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_fsdp_goes_on_where_one_process_was_killed(home, tmp_path, monkeypatch):  # noqa: F811
     """The paper's method, whose weights and optimizer states are spread: taken up, trained, put together."""
     more = ("--method", "paper", "--accumulate", "2", *UNEVEN)

@@ -542,6 +542,7 @@ def test_a_killed_run_goes_on_to_the_bit(home, tmp_path, base, method):
     assert steps[0] == steps[1]
 
 
+@pytest.mark.more
 def test_killed_while_distilling(home, tmp_path, monkeypatch):
     assert main(arguments(home, "Llama", tmp_path / "whole")) == 0
     from finetune import distill
@@ -561,6 +562,7 @@ def test_killed_while_distilling(home, tmp_path, monkeypatch):
     assert len(whole) == 6 and all(torch.equal(a, b) for a, b in zip(whole, cut, strict=True))
 
 
+@pytest.mark.more
 def test_it_stops_early_and_keeps_the_best(home, tmp_path, monkeypatch):
     rates = iter([1.0, 1.5, 2.0, 1.9, 1.8, 3.0])
     monkeypatch.setattr(masks, "tokens_per_call", lambda traces: next(rates))
@@ -613,6 +615,7 @@ def test_masks_learn_what_the_base_writes(tmp_path, method):
     assert len(rates) == 2 and rates[1] > 2.5 > 2 > rates[0]
 
 
+@pytest.mark.more
 def test_in_bfloat16_what_is_trained_stays_float32(home, tmp_path):
     more = ("--dtype", "bfloat16", "--steps", "2", "--no-distil", "--no-pack", "--gradient-checkpointing")
     for method in ("gated", "paper"):
@@ -625,6 +628,7 @@ def test_in_bfloat16_what_is_trained_stays_float32(home, tmp_path):
         space_core.load(out, dtype="bfloat16")
 
 
+@pytest.mark.more
 def test_merged_with_its_base_the_folder_is_the_plain_model(home, tmp_path):
     out = tmp_path / "merged"
     assert main(arguments(home, "Llama", out, "--merge-base", "--steps", "1", "--no-distil")) == 0

@@ -219,6 +219,7 @@ def test_prompts_at_the_cap(monkeypatch, figures, decode):
 # --- sampling ---
 
 
+@pytest.mark.more
 def test_sampling_follows_the_law():
     """So few draws that the control may stay below the quantile; `test_verify.py` has another one."""
     found = run(checks.check_sampling, tiny_subject(), draws=300)
@@ -347,6 +348,7 @@ def test_the_command_examines_a_model_and_says_so(folder, tmp_path, examined_onc
     assert told["checks"] == report["checks"] and told["margins"] == report["margins"]
 
 
+@pytest.mark.more
 def test_no_time_still_leaves_each_check_a_few_steps():
     model = SpaceModel(tiny_lm("Llama"), None, eos_ids=())
     report = checks.examine(trust.Subject(model, [[3, 1, 4, 1, 5]], tokens=8, ks=(1, 3)), 0.0)

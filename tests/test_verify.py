@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from tiny import tiny_lm, trained_like_masks
+from tiny import some, tiny_lm, trained_like_masks
 
 import space_core
 from space_core import Settings, planner
@@ -322,7 +322,7 @@ def sampled_against_law(draws, **options):
     return value, limit(freedom)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", some(VARIANTS, ["grid, token by token", "planned, block"]))
 def test_sampled_tokens_follow_the_models_distribution(variant):
     value, most = sampled_against_law(800, **VARIANTS[variant])
     assert value <= most
@@ -401,7 +401,7 @@ def wild_against_law(draws, verification, monkeypatch):
     return value, limit(freedom)
 
 
-@pytest.mark.parametrize("verification", ["block", "token"])
+@pytest.mark.parametrize("verification", some(["block", "token"], ["block"]))
 def test_any_plan_and_any_copies_leave_the_law_as_it_is(verification, monkeypatch):
     value, most = wild_against_law(800, verification, monkeypatch)
     assert value <= most

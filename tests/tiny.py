@@ -40,13 +40,16 @@ ARCHITECTURES = {
     "OPT": {**_OWN, "ffn_dim": 64, "word_embed_proj_dim": 32},
 }
 
+FEW = ("Llama", "Gemma", "GPT2", "OPT")
+"""Positions that turn, a scaled embedding, positions that are learned, and those with an offset."""
+
 
 def some(names, often):
-    """Parameters of a test: these always, the others in the slow tier."""
+    """Parameters of a test: these always, the others with `-m more`."""
     assert set(often) <= set(names), "a parameter that there is not"
-    slow = pytest.mark.slow
+    more = pytest.mark.more
     return [
-        name if name in often else pytest.param(*(name if isinstance(name, tuple) else (name,)), marks=slow)
+        name if name in often else pytest.param(*(name if isinstance(name, tuple) else (name,)), marks=more)
         for name in names
     ]
 

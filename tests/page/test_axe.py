@@ -87,6 +87,7 @@ def test_inspector_and_share(visited: Page) -> None:
     assert findings(visited) == []
 
 
+@pytest.mark.more
 def test_learn(visited: Page) -> None:
     learn(visited)
     assert findings(visited) == []
@@ -97,6 +98,7 @@ def test_learn(visited: Page) -> None:
         assert findings(visited, "#learn") == [], f"{name}, solved"
 
 
+@pytest.mark.more
 def test_benchmark(visited: Page) -> None:
     open_tab(visited, "Benchmark")
     expect(visited.locator("#paper-figure .js-plotly-plot")).to_be_visible(timeout=TIMEOUT)

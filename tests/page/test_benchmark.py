@@ -68,6 +68,7 @@ def test_a_benchmark_here_to_its_end_and_its_files(bench: Page, tmp_path: Path) 
     expect(bench.locator("#here-speedup-figure .js-plotly-plot")).to_be_visible(timeout=TIMEOUT)
 
 
+@pytest.mark.more
 def test_a_benchmark_stops_and_keeps_what_it_has_and_the_device_is_free(bench: Page) -> None:
     bench.check("#bench-methods input[name=space-grid]")
     bench.check("#bench-methods input[name=generate]")
@@ -84,7 +85,7 @@ def test_a_benchmark_stops_and_keeps_what_it_has_and_the_device_is_free(bench: P
     expect(bench.locator("#badge")).to_have_text("outputs identical")
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_a_closed_tab_ends_its_benchmark(bench: Page, server: Server) -> None:
     other = bench.context.new_page()
     other.goto(server.url)
@@ -96,6 +97,7 @@ def test_a_closed_tab_ends_its_benchmark(bench: Page, server: Server) -> None:
     race(bench)
 
 
+@pytest.mark.more
 def test_no_method_is_a_sentence(bench: Page) -> None:
     for name in ("space", "prompt-lookup"):
         bench.uncheck(f"#bench-methods input[name={name}]")
@@ -154,6 +156,7 @@ def test_races_and_benchmarks_share_one_queue(tiny_model: Path) -> None:
     assert {fn.concurrency_limit for fn in on_device.values()} == {1}
 
 
+@pytest.mark.more
 def test_the_tab_fits_a_phone(bench: Page) -> None:
     bench.set_viewport_size({"width": 390, "height": 844})
     measure(bench, prompts=1)

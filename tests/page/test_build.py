@@ -60,6 +60,7 @@ def test_the_loaded_checkpoints_making_is_shown(watched: Page, training_server: 
     expect(watched.locator("#tokens-figure")).to_have_count(0)
 
 
+@pytest.mark.more
 def test_training_is_watched_stopped_goes_on_and_its_checkpoint_races(
     watched: Page, training_server: Server
 ) -> None:

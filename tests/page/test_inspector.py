@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from playwright.sync_api import Page, expect
 from served import HOSTILE, TIMEOUT, Server, choose_grid, race, set_number
 
@@ -92,6 +93,7 @@ def opened(page: Page, call: int = 3) -> None:
     expect(page.locator(".map .cell").first).to_be_visible(timeout=TIMEOUT)
 
 
+@pytest.mark.more
 def test_a_call_of_ones_own_race_is_asked_for_once(app: Page) -> None:
     choose_grid(app)
     race(app)
@@ -151,6 +153,7 @@ def test_the_map_says_why(app: Page) -> None:
     expect(app.locator(".map .cell[tabindex='0']")).to_have_count(1)
 
 
+@pytest.mark.more
 def test_a_call_of_a_further_lane_opens_and_says_that_it_has_no_masks(app: Page) -> None:
     app.click("#more > .label-wrap")
     app.check("#lanes input[name=prompt-lookup]")
@@ -186,6 +189,7 @@ def test_hostile_tokens_stay_text_in_the_inspector(app: Page) -> None:
     assert app.locator("#inspector img, #inspector script, #inspector b b").count() == 0
 
 
+@pytest.mark.more
 def test_a_new_race_closes_what_was_open(app: Page) -> None:
     opened(app)
     set_number(app, "budget", 32)

@@ -183,6 +183,7 @@ def test_a_wrong_check_is_marked(lessons: Page) -> None:
     expect(finished(lessons, "verify")).to_have_count(1)
 
 
+@pytest.mark.more
 def test_cards_that_do_not_fit_go_back(lessons: Page) -> None:
     step = steps()["grid"]
     go(lessons, "grid")
@@ -229,6 +230,7 @@ def test_each_wrong_cell_says_why(lessons: Page) -> None:
     assert lessons.locator(".rules").count() == 0
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("at", range(len(steps()["sight"]["rules"])))
 def test_a_rules_run_is_shown_as_it_was_recorded(lessons: Page, at: int) -> None:
     step = steps()["sight"]
@@ -354,6 +356,7 @@ def test_a_line_is_filled_and_a_text_walked_by_keyboard(lessons: Page) -> None:
     expect(lessons.locator(".slider .value")).not_to_have_text(before or "")
 
 
+@pytest.mark.more
 def test_everything_that_can_be_used_has_a_name_and_a_focus(lessons: Page) -> None:
     for name in NAMES:
         solve(lessons, name)

@@ -25,6 +25,7 @@ from served import (
     text,
     under_way,
 )
+from tiny import some
 
 import space_core
 from space_core.settings import Settings
@@ -88,6 +89,7 @@ def test_race_to_its_end(app: Page, tiny_model: Path, one_thread: None) -> None:
     expect(app.locator("#clock-figure .js-plotly-plot")).to_be_visible(timeout=TIMEOUT)
 
 
+@pytest.mark.more
 def test_a_further_lane_races_to_its_end(app: Page) -> None:
     expect(app.locator(".lane")).to_have_count(2)
     app.click("#more > .label-wrap")
@@ -146,6 +148,7 @@ def test_a_closed_race_of_further_lanes_leaves_no_thread(tiny_model: Path, one_t
     assert set(threading.enumerate()) == before
 
 
+@pytest.mark.more
 def test_every_bonus_token_is_marked_where_one_guess_stands(app: Page) -> None:
     set_number(app, "k", 1)
     choose_grid(app)  # planned calls check a draft where their measured time allows it
@@ -154,6 +157,7 @@ def test_every_bonus_token_is_marked_where_one_guess_stands(app: Page) -> None:
     assert text(app, "space") == text(app, "vanilla")
 
 
+@pytest.mark.more
 def test_sampling_says_that_the_texts_may_differ(app: Page) -> None:
     set_number(app, "temperature", 1)
     race(app)
@@ -188,6 +192,7 @@ JSON.parse = (text, ...rest) => {
 """
 
 
+@pytest.mark.more
 def test_a_lost_delta_is_sent_again_in_mid_race(app: Page) -> None:
     app.evaluate(LOSE_ONE_DELTA)
     choose_grid(app)  # the paper's calls take longer: time to be in the middle
@@ -275,6 +280,7 @@ def test_hostile_prompt_comes_back_as_text(app: Page) -> None:
     assert app.locator("#arena img, #arena script").count() == 0
 
 
+@pytest.mark.more
 def test_hostile_model_output_is_text_and_nothing_else(app: Page) -> None:
     race(app)
     shown = text(app, "space")
@@ -375,6 +381,7 @@ def last_frame(server: Server, session: str) -> dict[str, Any]:
     return frame
 
 
+@pytest.mark.more
 def test_raw_posts_are_judged_again_and_the_server_lives_on(app: Page, server: Server) -> None:
     for number, (field, value, words) in enumerate(BAD):
         data = [value if i == field else good for i, good in enumerate(GOOD)]
@@ -388,7 +395,7 @@ def test_raw_posts_are_judged_again_and_the_server_lives_on(app: Page, server: S
     assert "Traceback" not in server.log.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_missing_arguments_are_an_error_and_no_crash(app: Page, server: Server) -> None:
     post(server, [], "none")
     post(server, GOOD * 3, "many")
@@ -398,7 +405,7 @@ def test_missing_arguments_are_an_error_and_no_crash(app: Page, server: Server) 
 # ---------------------------------------------------------------- no other host, every screen
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_no_request_leaves_for_another_host(page: Page, server: Server) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -412,7 +419,7 @@ def test_no_request_leaves_for_another_host(page: Page, server: Server) -> None:
 
 @pytest.mark.parametrize(
     "scheme, width, height",
-    [("dark", 390, 844), pytest.param("light", 1280, 800, marks=pytest.mark.slow)],
+    some([("dark", 390, 844), ("light", 1280, 800)], [("dark", 390, 844)]),
 )
 def test_nothing_overflows(browser: Any, server: Server, scheme: str, width: int, height: int) -> None:
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -444,5 +451,6 @@ def test_the_page_is_served_soon(server: Server) -> None:
     assert server.seconds_to_200 < 15
 
 
+@pytest.mark.more
 def test_a_model_without_a_template_offers_no_conversation(app: Page) -> None:
     expect(app.locator("#talk")).to_be_hidden()

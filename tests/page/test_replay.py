@@ -142,6 +142,7 @@ def test_replay_by_keyboard_alone_and_without_a_request(unloaded: Page) -> None:
     assert asked <= set(own), "nothing but the page's own questions"
 
 
+@pytest.mark.more
 def test_slow_motion_goes_by_call_in_both_lanes(unloaded: Page) -> None:
     by_call(unloaded)
     unloaded.focus("#scrubber")
@@ -197,6 +198,7 @@ def test_less_motion_goes_by_call(watched: Page, empty_server: Server) -> None:
     expect(watched.locator("input[value=calls]")).to_be_checked()
 
 
+@pytest.mark.more
 def test_a_race_that_waits_for_the_model_leaves_the_recording_to_be_replayed(unloaded: Page) -> None:
     unloaded.click("#race")
     expect(unloaded.locator(".arena")).to_have_attribute("data-state", "waiting")
@@ -222,6 +224,7 @@ def hostile(tiny_model: Path, one_thread: None) -> str:
     return recording.encode(told)
 
 
+@pytest.mark.more
 def test_a_hostile_recording_is_text_and_nothing_else(
     watched: Page, empty_server: Server, hostile: str
 ) -> None:
@@ -251,6 +254,7 @@ def test_a_hostile_recording_is_text_and_nothing_else(
 # ---------------------------------------------------------------- the visitor's own race
 
 
+@pytest.mark.more
 def test_a_live_race_resets_the_controls_and_they_wake_at_its_end(app: Page) -> None:
     expect(app.locator("#replay-play")).to_be_enabled()
     choose_grid(app)  # a race that lasts: the tiny model's planned one is over before a busy machine looks
@@ -298,7 +302,7 @@ def test_a_stopped_race_can_be_replayed(app: Page) -> None:
     assert picture(app) == end
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_the_same_race_again_is_painted_by_the_same_code(app: Page) -> None:
     race(app)
     first = app.locator(".arena").get_attribute("data-race")

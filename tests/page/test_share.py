@@ -104,6 +104,7 @@ def test_an_address_without_a_link_shows_no_notice(unloaded: Page) -> None:
     expect(unloaded.locator("#notice")).to_be_hidden()
 
 
+@pytest.mark.more
 def test_a_prompt_too_long_for_a_link_is_told_and_nothing_is_cut(app: Page) -> None:
     prompt(app, "é" * 900 + "x" * 2000)
     share(app)
@@ -147,6 +148,7 @@ def test_export_and_import_show_the_same_picture(
     assert json.loads(again.read_text()) == json.loads(path.read_text())
 
 
+@pytest.mark.more
 def test_a_call_of_an_imported_race_is_refused_with_a_sentence(app: Page, tmp_path: Path) -> None:
     race(app)
     share(app)
@@ -301,6 +303,7 @@ def test_before_a_race_only_link_and_code_are_there(app: Page) -> None:
     expect(app.locator(".share")).to_be_visible()
 
 
+@pytest.mark.more
 def test_share_fits_a_phone(app: Page) -> None:
     app.set_viewport_size({"width": 390, "height": 844})
     race(app)

@@ -6,6 +6,7 @@ import keyword
 import re
 from typing import Any
 
+import pytest
 from playwright.sync_api import Page, expect
 from served import HOSTILE, ROOT, prompt, race, set_number, text
 from test_replay import RECORDED, by_call, picture
@@ -94,6 +95,7 @@ def test_pending_guesses_are_walked_too(unloaded: Page) -> None:
     assert "the next call will check it" in focused(unloaded)["title"]
 
 
+@pytest.mark.more
 def test_no_token_is_a_stop_while_a_race_runs(app: Page) -> None:
     app.evaluate(
         "new MutationObserver(() => { if (document.querySelector('.arena').dataset.state === 'running'"
@@ -129,6 +131,7 @@ def test_code_is_coloured_and_text_and_marks_stay(unloaded: Page) -> None:
         assert tokens.evaluate_all("all => all.map(t => t.textContent)") == pieces
 
 
+@pytest.mark.more
 def test_colours_go_with_the_replay_and_come_back_the_same(unloaded: Page) -> None:
     end = coloured(unloaded, "space"), coloured(unloaded, "vanilla")
     by_call(unloaded)
@@ -199,6 +202,7 @@ def test_words_are_read_over_token_borders(unloaded: Page) -> None:
     ]
 
 
+@pytest.mark.more
 def test_prose_is_not_coloured(app: Page) -> None:
     prompt(app, "Tell me a story for children")
     set_number(app, "budget", 32)

@@ -212,6 +212,7 @@ def test_two_visitors_at_once_wait_for_each_other_and_see_their_own(visitors: li
 # ---------------------------------------------------------------- greedy or sampled
 
 
+@pytest.mark.more
 def test_a_choice_sets_temperature_and_top_p_and_follows_them(app: Page) -> None:
     heat = app.locator("#temperature input[type=number]")
     expect(app.locator("#choice input[value=greedy]")).to_be_checked()
@@ -236,6 +237,7 @@ def test_a_choice_sets_temperature_and_top_p_and_follows_them(app: Page) -> None
     expect(app.locator("#choice input[value=greedy]")).to_be_checked()
 
 
+@pytest.mark.more
 def test_a_greedy_text_that_loops_is_said_to(app: Page) -> None:
     set_number(app, "budget", 64)  # the tiny model's cycle has eleven tokens
     race(app)
@@ -316,6 +318,7 @@ SCROLL_UP = """() => {
 }"""
 
 
+@pytest.mark.more
 def test_a_lane_that_is_scrolled_up_stays_there(app: Page) -> None:
     choose_grid(app)
     set_number(app, "k", 3)

@@ -36,6 +36,7 @@ def zero(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Path]
     assert "Traceback" not in (folder / "log.txt").read_text()
 
 
+@pytest.mark.more
 def test_a_race_runs_in_a_process_that_is_lent_a_gpu(zero: tuple[Host, Path]) -> None:
     host, log = zero
     visitor = host.visitor()
@@ -104,7 +105,7 @@ def test_a_stop_ends_the_worker_and_the_next_race_runs(zero: tuple[Host, Path]) 
     assert not any(n["alive"] for n in ends)
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_a_conversation_reads_its_whole_prompt(tmp_path: Path) -> None:
     """A cache would have to come back from a process that ends; the end of a turn must go there."""
     log = tmp_path / "zero.jsonl"
