@@ -80,7 +80,7 @@ KINDS = ("untrained", "plain", "gated", "told")
     ("kind", "disk"),
     some(
         [(kind, disk) for kind in KINDS for disk in DISKS],
-        [*((kind, "all") for kind in KINDS), *(("told", disk) for disk in DISKS)],
+        [(kind, "all") for kind in KINDS],
     ),
 )
 def test_layers_on_disk_write_what_the_whole_model_writes(folders, kind, disk):

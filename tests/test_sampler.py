@@ -162,7 +162,7 @@ def told_against_law(draws, monkeypatch, prompt=(3, 1, 4), line=0.41, without=No
     ("prompt", "line", "without"),
     some(
         [((3, 1, 4), 0.41, "copies"), ((3, 4, 3, 4, 3), 0.434, None), ((3, 4, 3, 4, 3), 0.434, "sampler")],
-        [((3, 4, 3, 4, 3), 0.434, None)],
+        [],
     ),
 )
 def test_sampled_text_follows_the_models_distribution(monkeypatch, prompt, line, without):

@@ -449,7 +449,7 @@ def test_continuations_are_what_the_model_writes(tmp_path):
     ("base", "method"),
     some(
         [(base, method) for base in ("Llama", "Qwen3", "GPT2", "Gemma") for method in ("gated", "paper")],
-        [("Llama", "gated"), ("Qwen3", "paper"), ("GPT2", "paper"), ("Gemma", "gated")],
+        [("Llama", "gated"), ("GPT2", "paper")],
     ),
 )
 def test_trained_saved_loaded_and_lossless(home, tmp_path, monkeypatch, base, method):

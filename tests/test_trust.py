@@ -357,6 +357,7 @@ def test_no_time_still_leaves_each_check_a_few_steps():
     assert cases["greedy"] == 1 + checks.FEWEST and cases["cache"] >= checks.FEWEST
 
 
+@pytest.mark.more
 def test_the_command_finds_a_wrong_decoder(folder, examined_once, monkeypatch, capsys):
     """Drafts that are taken on trust."""
     monkeypatch.setattr(

@@ -69,6 +69,18 @@ class Popen:
         self._process.kill()
 
 
+def start(
+    command: Sequence[str], out: Path, env: Mapping[str, str], *, alone: bool = False
+) -> Popen | subprocess.Popen[bytes]:
+    """Such a process; `alone` a real one, which shares no memory with others and has imported nothing."""
+    if not alone:
+        return Popen(command, out, env=env)
+    with out.open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
 def run(
     *command: str | os.PathLike[str],
     cwd: Path = ROOT,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,6 @@ from served import (
     CHROMIUM,
     FLAGS,
     HOSTILE,
-    ROOT,
     TIMEOUT,
     Server,
     alarmed,
@@ -113,20 +111,13 @@ def empty_server(
 
 
 def serve(command: list[str], log: Path, *, alone: bool = False) -> Iterator[Server]:
-    """Run python with these arguments and a free port, until the test is over; `alone` with nothing imported."""
+    """Run python with these arguments and a free port, until the test is over; as `warm.start` does."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
     env = {name: value for name, value in os.environ.items() if not name.startswith("SPACE_")}
     command = [*command, "--port", str(port)]
     started = time.monotonic()
-    process: subprocess.Popen[bytes] | warm.Popen
-    if alone:
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, *command], cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT
-            )
-    else:
-        process = warm.Popen(command, log, env=env)
+    process = warm.start(command, log, env, alone=alone)
     try:
         while not answers(url):
             if process.poll() is not None or time.monotonic() - started > 60:

@@ -169,6 +169,7 @@ def another_site(inner: str) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.more
 def test_a_hosted_page_races_inside_another_sites_frame(page: Page, tmp_path: Path) -> None:
     """As huggingface.co shows a Space, and a course its page; nothing of it breaks its own policy."""
     said: list[str] = []

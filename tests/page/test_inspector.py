@@ -176,6 +176,7 @@ def test_a_call_of_a_further_lane_opens_and_says_that_it_has_no_masks(app: Page)
     expect(app.locator("#text-prompt-lookup .tok.open").first).to_be_visible()
 
 
+@pytest.mark.more
 def test_hostile_tokens_stay_text_in_the_inspector(app: Page) -> None:
     opened(app, 2)
     seen = ""

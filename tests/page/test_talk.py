@@ -81,6 +81,7 @@ def test_without_the_box_the_text_is_sent_as_it_is(talk: Page) -> None:
     expect(talk.locator("#prompt textarea")).to_have_value("what is one?")
 
 
+@pytest.mark.more
 def test_two_visitors_hold_two_conversations(talk: Page, page: Page, talkative: Server) -> None:
     other = page.context.new_page()
     other.goto(talkative.url)

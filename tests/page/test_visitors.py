@@ -457,6 +457,7 @@ def test_a_posted_state_is_not_believed(page: Host) -> None:
 # ---------------------------------------------------------------- a crowd
 
 
+@pytest.mark.more
 def test_a_crowd_leaves_no_memory_behind(page: Host) -> None:
     tally = crowd(page, lambda t: t.races >= 20, sample=1)
     assert tally.failures == []

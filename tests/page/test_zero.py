@@ -63,6 +63,7 @@ def test_a_race_runs_in_a_process_that_is_lent_a_gpu(zero: tuple[Host, Path]) ->
     assert {lane["tokens"] for lane in visitor.race(race, asked)["lanes"].values()} == {8}
 
 
+@pytest.mark.more
 def test_an_open_call_and_a_benchmark(zero: tuple[Host, Path]) -> None:
     host, log = zero
     visitor = host.visitor()

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -17,7 +16,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 import warm
-from served import ROOT, answers, free_port
+from served import answers, free_port
 
 JSON = {"Content-Type": "application/json"}
 
@@ -171,21 +170,13 @@ class Host:
 def hosting(
     log: Path, *arguments: str, code: str | None = None, alone: bool = False, **environment: str
 ) -> Iterator[Host]:
-    """`python app.py` (or python with this code) on a free port, until the end of the `with`; `alone` in a process
-    that shares no memory with others and in which nothing was imported."""
+    """`python app.py` (or python with this code) on a free port, until the end of the `with`; as `warm.start` does."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
     env = {name: value for name, value in os.environ.items() if not name.startswith("SPACE")}
     start = ["-c", code] if code else ["app.py"]
     command, env = [*start, *arguments, "--port", str(port)], {**env, **environment}
-    process: subprocess.Popen[bytes] | warm.Popen
-    if alone:
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, *command], cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT
-            )
-    else:
-        process = warm.Popen(command, log, env=env)
+    process = warm.start(command, log, env, alone=alone)
     try:
         started = time.monotonic()
         while not answers(url):
