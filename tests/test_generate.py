@@ -331,10 +331,9 @@ def sampled_against_law(model, rounds, copies, **options):
     return value, limit(freedom)
 
 
-@pytest.mark.parametrize(
-    ("plan", "verification"),
-    some([(plan, how) for plan in ("grid", "auto") for how in ("block", "token")], []),
-)
+@pytest.mark.more
+@pytest.mark.parametrize("plan", ["grid", "auto"])
+@pytest.mark.parametrize("verification", ["block", "token"])
 def test_sampled_tokens_of_one_prompt_follow_the_processed_law(plan, verification):
     value, most = sampled_against_law(small_model(), 500, 1, plan=plan, verification=verification)
     assert value <= most

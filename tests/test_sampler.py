@@ -158,12 +158,10 @@ def told_against_law(draws, monkeypatch, prompt=(3, 1, 4), line=0.41, without=No
     return value, limit(freedom)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     ("prompt", "line", "without"),
-    some(
-        [((3, 1, 4), 0.41, "copies"), ((3, 4, 3, 4, 3), 0.434, None), ((3, 4, 3, 4, 3), 0.434, "sampler")],
-        [],
-    ),
+    [((3, 1, 4), 0.41, "copies"), ((3, 4, 3, 4, 3), 0.434, None), ((3, 4, 3, 4, 3), 0.434, "sampler")],
 )
 def test_sampled_text_follows_the_models_distribution(monkeypatch, prompt, line, without):
     """Behind a text that repeats itself, where copies gain, too."""
