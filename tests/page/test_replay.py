@@ -92,6 +92,11 @@ def test_the_recording_stands_there_before_any_model(unloaded: Page) -> None:
     expect(unloaded.locator("#recorded-verdict")).to_have_text(RECORDED["frame"]["verdict"]["sentence"])
     expect(unloaded.locator("#verdict")).to_have_text("")  # nothing is read out for it
     expect(unloaded.locator(".chart .call")).to_have_count(CALLS["space"])
+    whole = (
+        "boxes => boxes.map(b => [getComputedStyle(b), b.clientHeight]).every(([s, height]) =>"
+        " (height - parseFloat(s.paddingBottom)) % parseFloat(s.lineHeight) === 0)"
+    )
+    assert unloaded.locator(".lane-text").evaluate_all(whole), "at its end a lane shows whole lines"
 
 
 def test_replay_by_keyboard_alone_and_without_a_request(unloaded: Page) -> None:
