@@ -185,10 +185,21 @@ def caught_by_tests(fault: Fault, folder: Path) -> tuple[bool, str]:
 
 
 def pytest_in(folder: Path, tests: str) -> tuple[int, str]:
-    import warm
+    import warm  # which lies beside this file: `main` says where
 
-    command = ["-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--no-header"]
-    command += ["-m", "not slow"]
+    command = [
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "--no-header",
+        "-m",
+        "not slow",
+    ]
     command += [f"tests/{name}" for name in tests.split()]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
@@ -198,6 +209,10 @@ def pytest_in(folder: Path, tests: str) -> tuple[int, str]:
     lines = result.stdout.strip().splitlines() or result.stderr.strip().splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     return result.returncode, (failed or lines or [""])[-1][:150]
+
+
+def report(fault: Fault, caught: bool, by: str) -> None:
+    print(f"{'caught' if caught else 'MISSED':8}{fault.name:48} {by}", flush=True)
 
 
 def copied(folder: Path) -> Path:
@@ -328,7 +343,7 @@ def main(arguments: list[str] | None = None) -> int:
         for fault in chosen:
             caught, by = caught_by_checks(fault) if options.checks else caught_by_tests(fault, Path(folder))
             found[fault.name] = {"caught": caught, "by": by}
-            print(f"{'caught' if caught else 'MISSED':8}{fault.name:48}{by}", flush=True)
+            report(fault, caught, by)
     killed = sum(one["caught"] for one in found.values())
     print(f"{killed} of {len(found)} caught")
     if options.json:

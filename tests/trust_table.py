@@ -24,7 +24,7 @@ ROWS = {
     4: ("no row sees what it must not", "110 rows", "1,001"),
     5: ("the cache after any steps, rejections and crops", "20 × 30", "200 × 30"),
     6: ("sampling by exact enumeration", "110 pairs", "500, both rules"),
-    7: ("sampling end to end, chi-square", "10,000 draws", "200,000"),
+    7: ("sampling end to end, chi-square", "9,000 draws", "200,000"),
     8: ("end of text at every slot, budgets, the context's last places", "k = 1..8", "k = 1..8"),
     9: ("unicode split over steps, three kinds of tokenizers", "180 strings", "2,100"),
     10: ("hostile text as tokens, in a browser", "20 tokens", "200"),

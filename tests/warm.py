@@ -97,6 +97,7 @@ def run(
             code = process.wait(timeout)
         except BaseException:
             process.kill()
+            process.wait()
             raise
         said, told = (path.read_text(encoding="utf-8") for path in (out, err))
     return subprocess.CompletedProcess(command, code, said, told)

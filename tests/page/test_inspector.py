@@ -180,7 +180,7 @@ def test_a_call_of_a_further_lane_opens_and_says_that_it_has_no_masks(app: Page)
 def test_hostile_tokens_stay_text_in_the_inspector(app: Page) -> None:
     opened(app, 2)
     seen = ""
-    for call in range(3, 10):
+    for call in range(3, 16):
         app.click("#call-forth")
         expect(app.locator(".inspector")).to_have_attribute("data-call", str(call))
         expect(app.locator(".inspector")).not_to_have_attribute("data-waiting", "", timeout=TIMEOUT)

@@ -321,7 +321,7 @@ SCROLL_UP = """() => {
 @pytest.mark.more
 def test_a_lane_that_is_scrolled_up_stays_there(app: Page) -> None:
     choose_grid(app)
-    set_number(app, "k", 3)
+    set_number(app, "k", 8)
     set_number(app, "budget", 256)
     app.evaluate(SCROLL_UP)
     app.click("#race")
