@@ -73,6 +73,7 @@ class Products:
     def __init__(self, lm: nn.Module) -> None:
         self._layers: dict[nn.Module, _Product] = {}
         self._on, self._stale = Replaced({}), 0
+        self._measured: dict[int, list[int]] = {}
         operator = _operator()
         layers = [m for m in lm.modules() if type(m) is nn.Linear and _plain(m)]
         if operator is None or sum(m.weight.nbytes for m in layers) > MOST_BYTES:
@@ -102,7 +103,15 @@ class Products:
 
     @torch.inference_mode()
     def measure(self) -> None:
-        """From how many rows on the other layout is faster, by shape and for torch's threads as they are."""
+        """From how many rows on the other layout is faster, by shape and for torch's threads as they are.
+
+        Looked at once for each number of threads.
+        """
+        threads = torch.get_num_threads()
+        if known := self._measured.get(threads):
+            for product, least in zip(self._layers.values(), known, strict=True):
+                product.least = least
+            return
         shapes: dict[tuple[int, ...], list[_Product]] = {}
         for product in self._layers.values():
             shapes.setdefault(tuple(product.weight.shape), []).append(product)
@@ -121,6 +130,7 @@ class Products:
                 products[0].operator(torch.zeros(1, rows, products[0].inputs), products[0].packed, None)
             if time.perf_counter() - begin > BUDGET:
                 break
+        self._measured[threads] = [product.least for product in self._layers.values()]
 
 
 class _Product:

@@ -4,11 +4,19 @@ A small model's products are shorter than waking a second thread: on two cores a
 5.8 M-parameter model took 15 ms with two (passively waiting) threads and 4.7 ms with one, a call of
 one row 2.4 ms with either. A large model wants them all. Changes a setting of the whole process, so
 the command line and the page do it, and a library user only by calling it.
+
+The numbers are tried in turn, and the ratio in the middle of such rounds decides. The best of seven
+calls each, one number after the other, was a toss on a shared machine: two threads looked faster for
+one row in half of the trials, where decoding took 11.7 ms a plain call with one and 12.2 with two, and
+15.1 and 21.1 ms a planned one (an EPYC whose memory is slow, 2026-11-28). Of 300 rounds there any eight
+in a row would have taken two threads in 2 % of the cases, by medians over all calls in 6 %.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from statistics import median
 
 import torch
 
@@ -17,7 +25,11 @@ from space_core.cost import layout_of
 from space_core.layout import Layout
 from space_core.model import SpaceModel
 
-REPETITIONS = 7
+ROUNDS = 8
+PLAIN, MANY = 2, 1
+"""Calls of a round that count."""
+BUDGET, SLOW = 1.5, 0.25
+"""Seconds behind which no further round begins; and those of a call that is not made twice a round."""
 CONTEXT = 64
 MANY_ROWS = 12
 EQUAL = 1.05
@@ -33,10 +45,11 @@ def tune_threads(model: SpaceModel) -> int:
     most = torch.get_num_threads()
     if model.device.type != "cpu" or most == 1 or "OMP_NUM_THREADS" in os.environ:
         return most
-    candidates = sorted({1, max(1, most // 2), most})
-    seconds = {n: _seconds(model, n) for n in candidates}
-    fastest = min(plain for plain, _ in seconds.values())
-    best = min((n for n in candidates if seconds[n][0] <= EQUAL * fastest), key=lambda n: (seconds[n][1], n))
+    ratios = _measure(model, sorted({1, max(1, most // 2), most}))
+    fastest = min(plain for plain, _ in ratios.values())
+    best = min(
+        (n for n, (plain, _) in ratios.items() if plain <= EQUAL * fastest), key=lambda n: (ratios[n][1], n)
+    )
     _set(model, best)
     return best
 
@@ -47,21 +60,34 @@ def _set(model: SpaceModel, threads: int) -> None:
         model.products.measure()
 
 
-def _seconds(model: SpaceModel, threads: int) -> tuple[float, float]:
-    """Best seconds of a call of one row, and of one of many rows."""
-    _set(model, threads)
+def _measure(model: SpaceModel, candidates: Sequence[int]) -> dict[int, tuple[float, float]]:
+    """Time of a call of one row and of one of many rows over what the first number takes, by numbers."""
     context = min(CONTEXT, model.context // 2)
     ids, cache = [1 % model.vocabulary] * context, BlockCache()
     model.call(Layout.plain(context), ids, cache)
-    best = []
-    for layout in (Layout.plain(1), layout_of(MANY_ROWS)):
+
+    def seconds(layout: Layout, repetitions: int) -> float:
         times = []
-        for _ in range(REPETITIONS):
+        for _ in range(1 + repetitions):
             start = model.clock()
             model.call(layout, ids[: layout.n_real], cache)
             times.append(model.clock() - start)
             cache.commit(context)
-            if sum(times) > 0.5:  # a large model: once is enough
-                break
-        best.append(min(times))
-    return best[0], best[1]
+            if times[-1] > SLOW:
+                return times[-1]
+        return median(times[1:])  # the first one warms up
+
+    rounds: list[dict[int, tuple[float, float]]] = []
+    for n in candidates:
+        _set(model, n)  # its products are measured
+    begin = model.clock()
+    while len(rounds) < ROUNDS and model.clock() - begin <= BUDGET:
+        rounds.append({})
+        for n in candidates:
+            _set(model, n)
+            rounds[-1][n] = seconds(Layout.plain(1), PLAIN), seconds(layout_of(MANY_ROWS), MANY)
+
+    def over_first(n: int, kind: int) -> float:
+        return median(r[n][kind] / r[candidates[0]][kind] for r in rounds)
+
+    return {n: (over_first(n, 0), over_first(n, 1)) for n in candidates}
