@@ -859,7 +859,10 @@ class Builds:
             manifest = None
         told = building.shown(folder.name, training.facts(manifest, found))
         drawn = (
-            (found.base_loss or found.heldout_loss, training.base_figure),
+            (
+                found.base_loss or found.heldout_loss,
+                lambda curves: training.base_figure(curves, training.base_start(manifest)),
+            ),
             (found.masks_loss, training.masks_figure),
             (found.tokens_per_call, training.tokens_figure),
         )
@@ -1256,7 +1259,7 @@ def settings_region(further: Sequence[str]) -> dict[str, gr.components.Component
                 [("only rows worth their time", str(Plan.AUTO)), ("the paper’s (k+1)² grid", str(Plan.GRID))],
                 value=str(Plan.AUTO),
                 label="Rows of a call",
-                info="Where the text repeats itself, the former checks copies of it instead of guesses.",
+                info="The first also checks copies of the text; the second is SPACE as published.",
                 min_width=120,
                 elem_id="plan",
             )

@@ -14,6 +14,7 @@ const LOOK = {
     "Down the left the newest token and its drafts; ✓ says that the row above predicts the same token. The next call took no guess of masks from here, so none is outlined.",
   undrafted: "The newest token alone: no draft was there to be checked.",
   pruned: "Hatched places of the full grid were not fed: the planner found them not worth their time here, or the budget ends before them.",
+  bare: "So no mask was fed here. To look into whole grids, race with the paper’s grid (More settings).",
   first: "The masks behind the prompt’s last token ask what stands one place further on, two places, and so on. What they guess are drafts: the next call checks them.",
   plain: "With every call all weights of the model travel through the machine, here for a single row.",
   cells: "Point at a cell, or walk with the arrow keys: it says why its row may or may not see its column.",
@@ -59,8 +60,10 @@ class CallGrid {
     if (!this.k) return this.call.chain.length > 1 ? LOOK.checked : LOOK.plain;
     if (!this.call.cached) return LOOK.first;
     const { chain, next, structure } = this.call;
-    const words = next === "masks" ? LOOK.grid : chain.length > 1 ? LOOK.unused : LOOK.undrafted;
-    return structure.rows.length < (this.k + 1) ** 2 ? `${words} ${LOOK.pruned}` : words;
+    const words = [next === "masks" ? LOOK.grid : chain.length > 1 ? LOOK.unused : LOOK.undrafted];
+    if (structure.rows.length < (this.k + 1) ** 2) words.push(LOOK.pruned);
+    if (!structure.masks.some(Boolean)) words.push(LOOK.bare);
+    return words.join(" ");
   }
 
   heading() {
@@ -102,8 +105,8 @@ class CallGrid {
   real(at) {
     const { chain, fates } = this.call;
     const place = this.place(at, `real ${fates[at]}`);
-    const stands = fates[at] === "accepted" || fates[at] === "newest";
-    const token = make(stands ? "b" : "s", "row-token", shown(chain[at]));
+    const kind = { accepted: "b", newest: "b", rejected: "s" }[fates[at]] ?? "span"; // struck out if looked at
+    const token = make(kind, "row-token", shown(chain[at]));
     token.title = quoted(chain[at]);
     place.prepend(token);
     token.after(make("span", "fate", FATES[fates[at]]));

@@ -77,7 +77,13 @@ class Chart {
       if (i < call.tokens.length && call.tokens[i][1] === call.tokens[from][1]) continue;
       const height = this.y(from) - this.y(i);
       bar.append(
-        draw("rect", { class: call.tokens[from][1], x: call.n - 1 + 0.1, width: 0.8, y: this.y(i), height }),
+        draw("rect", {
+          class: mark(call, call.tokens[from][1]),
+          x: call.n - 1 + 0.1,
+          width: 0.8,
+          y: this.y(i),
+          height,
+        }),
       );
       from = i;
     }

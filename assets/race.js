@@ -17,10 +17,11 @@ const NOTES = {
 };
 const LEGEND = [
   ["accepted", "accepted", "a guess that stood"],
-  ["corrected", "corrected", "the model’s own token in place of a wrong guess"],
-  ["bonus", "bonus", "one more, when all guesses stood"],
+  ["copied", "copied", "one found in the text"],
+  ["corrected", "corrected", "in place of a wrong guess"],
+  ["bonus", "bonus", "one more, when all stood"],
   ["own", "own", "no guess was tried"],
-  ["draft", "draft", "a guess the next call will check"],
+  ["draft", "draft", "the next call checks it"],
 ];
 
 class Arena {

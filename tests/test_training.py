@@ -74,6 +74,45 @@ def test_where_another_round_of_masks_began_is_drawn(tmp_path: Path) -> None:
     assert training.read(first, then).joints == ()
 
 
+def test_curves_are_broken_between_rounds_whose_texts_are_others(tmp_path: Path) -> None:
+    first, then = tmp_path / "first.jsonl", tmp_path / "then.jsonl"
+    rows = [(0, None, 1.2), *((s, 4.0 - s / 10, None) for s in (10, 20)), (20, None, 1.9)]
+    log = "\n".join(
+        json.dumps(
+            {"stage": "masks-gated", "step": step}
+            | ({"loss": loss} if loss else {})
+            | ({"tokens_per_call": tokens} if tokens else {})
+        )
+        for step, loss, tokens in rows
+    )
+    first.write_text(log)
+    then.write_text(log + "\n" + json.dumps({"stage": "copies", "step": 0, "tokens_per_call": 2.5}))
+    found = training.read(first, then)
+    tokens, copied = training.tokens_figure(found).data
+    assert list(tokens.y) == [1.2, 1.9, None, 1.2, 1.9] and list(tokens.x) == [0, 20, 20, 20, 40]
+    assert list(copied.x) == [40] and list(copied.y) == [2.5] and copied.name == "with a table of copies"
+    _, mean = training.masks_figure(found).data
+    assert list(mean.y) == [3.0, 2.0, None, 3.0, 2.0]
+    many = tuple((float(step), 1.0) for step in range(2 * training.MAX_POINTS))
+    _, mean = training.masks_figure(training.Curves(masks_loss=many, joints=(500.0,))).data
+    assert None in mean.y and len(mean.y) <= training.MAX_POINTS + 1, "also where points are thinned out"
+
+
+def test_what_a_base_went_on_from_is_told() -> None:
+    recipe = {"pretrain": {"steps": 200}}
+    assert training.base_start({"recipe": recipe}) == "" == training.base_start(None)
+    start = {"name": "first", "recipe": {"pretrain": {"steps": 3300}}}
+    taught = {"recipe": recipe, "start": start}
+    assert training.base_start(taught) == "first (3,300 steps)"
+    left = {"recipe": {"pretrain": {"steps": 0}}, "start": taught}
+    assert training.base_start(left) == "first (3,300 steps)"
+    assert dict(training.facts(left, training.Curves()))["base goes on from"] == "first (3,300 steps)"
+    title = training.base_figure(
+        training.Curves(base_loss=((1, 2.0),)), "first (3,300 steps)"
+    ).layout.xaxis.title
+    assert title.text == "step behind those of first (3,300 steps)"
+
+
 def test_what_a_table_of_copies_brings_stands_behind_the_masks_last_step() -> None:
     row = {"stage": "copies", "step": 0, "tokens_per_call": 2.5, "told_loss": 1.0}
     found = training.curves([*LOG.splitlines(), json.dumps(row)])

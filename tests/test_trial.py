@@ -219,8 +219,8 @@ def test_the_rows_figure_has_a_line_for_each_context() -> None:
     assert isinstance(calls, benchmarks.Calls)
     figure = results.calls_figure([calls])
     assert [trace.name for trace in figure.data] == [
-        "a chip, float32, 64 tokens before",
-        "a chip, float32, 512 tokens before",
+        "64 tokens before, float32, a chip",
+        "512 tokens before, float32, a chip",
     ]
     assert list(figure.data[1].y) == [1.0, 4.0, 9.0]
 

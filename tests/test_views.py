@@ -389,6 +389,14 @@ def test_calls_figure_stacks_origins_under_the_ceiling() -> None:
     assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0,0,0,0)"
 
 
+def test_calls_figure_tells_copied_drafts_from_those_of_masks() -> None:
+    steps = [replace(step, copied=at == 2) for at, step in enumerate(SPACE)]
+    figure = figures.calls_figure(run(steps, "space"))
+    bars = {trace.name: list(trace.y) for trace in figure.data if trace.type == "bar"}
+    assert bars[figures.WORDS[Origin.ACCEPTED]] == [0, 1, 0] and bars[figures.COPIED] == [0, 0, 2]
+    assert bars[figures.WORDS[Origin.BONUS]] == [0, 0, 1]
+
+
 def test_clock_figure_ends_at_both_lanes_totals() -> None:
     figure = figures.clock_figure(run(SPACE, "space"), run(VANILLA, "vanilla"))
     ends = {trace.name: (round(trace.x[-1], 6), trace.y[-1]) for trace in figure.data}

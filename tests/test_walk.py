@@ -302,6 +302,34 @@ def test_how_the_masks_were_trained_is_said(told: dict[str, Any]) -> None:
     assert len(leads) == 3
 
 
+def test_all_that_was_trained_is_said(told: dict[str, Any]) -> None:
+    words = {}
+    for sampler in (True, False):
+        for copies in (True, False):
+            told["masks"] |= {"method": "gated", "sampler": sampler, "copies": copies}
+            steps = told_walk(told)
+            words[sampler, copies] = steps["train"]["lead"][0]
+            assert ("a sampler head" in words[sampler, copies]) == sampler
+            assert ("a small table" in words[sampler, copies]) == copies
+            assert ("each guess is told" in steps["guess"]["lead"][0]) == (sampler or copies)
+    assert (
+        "Beside them learn a sampler head" in words[True, True] and " and a small table" in words[True, True]
+    )
+    told["masks"] |= {"method": "untrained", "sampler": True}
+    assert "sampler" not in told_walk(told)["train"]["lead"][0]
+
+
+def test_rows_that_are_not_free_are_not_called_so(told: dict[str, Any]) -> None:
+    def words(ratio: float) -> str:
+        machine = {"name": "a machine", "words": "it", "points": [(1, 1.0), (36, ratio)]}
+        steps = walk.walk(told, [machine], [])["steps"]
+        return str(steps[0]["measured"])
+
+    assert "worth it only if it writes more than 2.7 tokens" in words(2.7)
+    assert "not free" not in words(1.0) and "stays empty" in words(1.0)
+    assert "save nothing" in words(34.0)
+
+
 def test_heat_and_loops_follow_the_figures(told: dict[str, Any]) -> None:
     told["gains"]["trained"] = [[2.0] * 8, [1.5] * 8, [1.2] * 8]
     told["gains"]["looping"] = 0

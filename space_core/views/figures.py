@@ -28,6 +28,16 @@ WORDS = {
     Origin.BONUS: "bonus",
     Origin.OWN: "own",
 }
+COPIED = "copied drafts"
+MARKERS = {
+    WORDS[Origin.ACCEPTED]: {"color": COLORS[Origin.ACCEPTED], "line": {"width": 0}},
+    COPIED: {"color": "rgba(0, 158, 115, 0.35)", "line": {"width": 1, "color": COLORS[Origin.ACCEPTED]}},
+    **{
+        WORDS[origin]: {"color": COLORS[origin], "line": {"width": 0}}
+        for origin in (Origin.CORRECTED, Origin.BONUS, Origin.OWN)
+    },
+}
+"""Of bars, from the bottom up; accepted drafts that were copied from the text are lighter, within a line."""
 DASHES = {
     "space": "solid",
     "vanilla": "dot",
@@ -41,15 +51,16 @@ def calls_figure(space: Trace) -> go.Figure:
     """Tokens of each SPACE call by origin, their running mean, and the ceiling k + 1."""
     figure = base("Tokens of each SPACE call", "call", space.k + 1.6)
     calls = list(range(1, space.calls + 1))
-    for origin in Origin:
-        counts = [sum(o is origin for o in step.origins) for step in space.steps]
+    names = [[_word(origin, step.copied) for origin in step.origins] for step in space.steps]
+    for name, marker in MARKERS.items():
+        counts = [each.count(name) for each in names]
         if any(counts):
             figure.add_bar(
                 x=calls,
                 y=counts,
-                name=WORDS[origin],
-                marker={"color": COLORS[origin], "line": {"width": 0}},
-                hovertemplate="call %{x}: %{y} " + WORDS[origin] + "<extra></extra>",
+                name=name,
+                marker=marker,
+                hovertemplate="call %{x}: %{y} " + name + "<extra></extra>",
             )
     figure.add_scatter(
         x=calls,
@@ -65,6 +76,10 @@ def calls_figure(space: Trace) -> go.Figure:
         annotation={"text": f"ceiling k + 1 = {space.k + 1}", "font": {"size": 11}},
     )
     return figure
+
+
+def _word(origin: Origin, copied: bool) -> str:
+    return COPIED if copied and origin is Origin.ACCEPTED else WORDS[origin]
 
 
 def clock_figure(space: Trace, vanilla: Trace, *others: Trace) -> go.Figure:

@@ -37,7 +37,7 @@ def speedup_figure(bench: Bench, title: str = "Speed-up (bars) and tokens per ca
     names = _names(bench.scores)
     scores = bench.scores[::-1]
     most = max([1.0, *(max(s.speedup, s.quartiles[1], s.tokens_per_call) for s in scores)])
-    figure = base(title, "× plain decoding, tokens per call", None, height=96 + 34 * max(5, len(scores)))
+    figure = base(title, "× plain, tokens (◇)", None, height=96 + 34 * max(5, len(scores)))
     figure.add_bar(
         orientation="h",
         y=names[::-1],
@@ -56,6 +56,8 @@ def speedup_figure(bench: Bench, title: str = "Speed-up (bars) and tokens per ca
         text=[f"{score.speedup:.2f}×" for score in scores],
         textposition="inside",
         insidetextanchor="start",
+        textangle=0,
+        constraintext="none",
         textfont={"color": "#ffffff"},
         hovertemplate="%{y}: %{x:.2f} times plain decoding<extra></extra>",
         showlegend=False,
@@ -87,7 +89,7 @@ def calls_figure(calls: Sequence[Calls]) -> go.Figure:
             x=[time.rows for time in times],
             y=[time.ratio for time in times],
             customdata=[time.milliseconds for time in times],
-            name=f"{head.device}, {dtype}, {context} tokens before",
+            name=f"{context} tokens before, {dtype}, {head.device}",
             mode="lines+markers",
             line={
                 "color": SHADES[number % len(SHADES)],
@@ -128,7 +130,7 @@ def acceptance_figure(bench: Bench) -> go.Figure:
         )
         for name, score in _drafting(bench)
     ]
-    return _multiples("Drafts that stood, by their place in the call", "place of the draft", lines)
+    return _multiples("Drafts that stood, of those at each place", "place of the draft", lines)
 
 
 class _Line(NamedTuple):

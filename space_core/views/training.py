@@ -38,6 +38,8 @@ class Curves:
     step: int = 0
     joints: tuple[float, ...] = ()
     """Steps of the masks' training at which another round of it began."""
+    copied: tuple[Point, ...] = ()
+    """Tokens per call with a table of copies: the last of `tokens_per_call`, where one was fitted."""
 
 
 def read(*paths: Path) -> Curves:
@@ -69,11 +71,12 @@ def _behind(first: Curves, then: Curves) -> Curves:
         stage=then.stage,
         step=then.step,
         joints=first.joints + ((masks,) if first.masks_loss and then.masks_loss else ()),
+        copied=first.copied + moved(then.copied, masks),
     )
 
 
 def curves(lines: Iterable[str]) -> Curves:
-    series: dict[str, list[Point]] = {"base": [], "heldout": [], "masks": [], "tokens": []}
+    series: dict[str, list[Point]] = {"base": [], "heldout": [], "masks": [], "tokens": [], "copied": []}
     seconds: dict[str, float] = {}
     stage, step = "", 0
     for line in lines:
@@ -88,6 +91,7 @@ def curves(lines: Iterable[str]) -> Curves:
             ("masks" if masks else "base", "loss"),
             ("heldout", "heldout_loss"),
             ("tokens", "tokens_per_call"),
+            ("copied", "tokens_per_call" if stage == "copies" else ""),
         ):
             value = _number(row.get(key))
             if value is not None:
@@ -98,6 +102,7 @@ def curves(lines: Iterable[str]) -> Curves:
         heldout_loss=tuple(series["heldout"]),
         masks_loss=tuple(series["masks"]),
         tokens_per_call=tuple(series["tokens"]),
+        copied=tuple(series["copied"]),
         seconds=sum(seconds.values()),
         stage=stage,
         step=step,
@@ -129,11 +134,12 @@ def thinned(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
     return [points[round(i * last / (most - 1))] for i in range(most)]
 
 
-def base_figure(found: Curves) -> go.Figure:
-    """The base's loss on its batches and on held-out text."""
-    figure = base("The base learns: loss by step", "step", None)
+def base_figure(found: Curves, start: str = "") -> go.Figure:
+    """The base's loss on its batches and on held-out text; `start` is what it went on from, if anything."""
+    steps = f"step behind those of {start}" if start else "step"
+    figure = base("The base learns: loss by step", steps, None)
     _faint(figure, found.base_loss, "a batch’s loss")
-    _line(figure, found.heldout_loss, "held-out loss")
+    _line(figure, [found.heldout_loss], "held-out loss")
     figure.update_yaxes(rangemode="normal")
     return figure
 
@@ -143,11 +149,11 @@ def masks_figure(found: Curves) -> go.Figure:
     figure = base("The masks learn: loss by step", "step", None)
     _faint(figure, found.masks_loss, "a batch’s loss")
     width = max(1, len(found.masks_loss) // 20)
-    values = [value for _, value in found.masks_loss]
-    means = [
-        (at, sum(values[max(0, i - width + 1) : i + 1]) / (i + 1 - max(0, i - width + 1)))
-        for i, (at, _) in enumerate(found.masks_loss)
-    ]
+    means = []
+    for points in _rounds(found.masks_loss, found.joints):
+        values = [value for _, value in points]
+        windows = [values[max(0, i - width + 1) : i + 1] for i in range(len(values))]
+        means.append([(at, sum(w) / len(w)) for (at, _), w in zip(points, windows, strict=True)])
     _line(figure, means, f"mean of {width} of them" if width > 1 else "the same", markers=False)
     _joints(figure, found)
     figure.update_yaxes(rangemode="normal")
@@ -155,16 +161,39 @@ def masks_figure(found: Curves) -> go.Figure:
 
 
 def tokens_figure(found: Curves) -> go.Figure:
-    """Tokens per call on the prompts that the build watches."""
-    figure = base("Tokens per call on held-out prompts", "step of the masks’ training", None)
-    _line(figure, found.tokens_per_call, "tokens per call")
+    """Tokens per call on the prompts that the build watches, other ones in every round."""
+    figure = base("Tokens per call: full grid, held-out prompts", "step of the masks’ training", None)
+    trained = [point for point in found.tokens_per_call if point not in found.copied]
+    _line(figure, _rounds(trained, found.joints), "tokens per call")
     _joints(figure, found)
+    for at, value in found.copied:
+        figure.add_scatter(
+            x=[at],
+            y=[value],
+            name="with a table of copies",
+            mode="markers",
+            marker={"symbol": "diamond-open", "size": 11, "color": ACCENT, "line": {"width": 2}},
+            hovertemplate="%{y:.3f} with a table of copies<extra></extra>",
+        )
     figure.add_hline(
         y=1,
         line={"color": INK, "width": 1, "dash": "dash"},
         annotation={"text": "plain decoding", "font": {"size": 11}},
     )
     return figure
+
+
+def _rounds(points: Sequence[Point], joints: Sequence[float]) -> list[list[Point]]:
+    """The points of each round; of two at a joint the later one begins the next round."""
+    rounds: list[list[Point]] = [[]]
+    left = list(joints)
+    for at, value in points:
+        begun = bool(rounds[-1]) and bool(left)
+        if begun and (at > left[0] or at == left[0] == rounds[-1][-1][0]):
+            rounds.append([])
+            left.pop(0)
+        rounds[-1].append((at, value))
+    return [each for each in rounds if each]
 
 
 def _joints(figure: go.Figure, found: Curves) -> None:
@@ -189,8 +218,12 @@ def _faint(figure: go.Figure, points: Sequence[Point], name: str) -> None:
     )
 
 
-def _line(figure: go.Figure, points: Sequence[Point], name: str, markers: bool = True) -> None:
-    drawn = thinned(points)
+def _line(figure: go.Figure, rounds: Sequence[Sequence[Point]], name: str, markers: bool = True) -> None:
+    """A curve, broken between rounds: their texts are others."""
+    drawn: list[tuple[float, float | None]] = []
+    for points in rounds:
+        gap = [(points[0][0], None)] if drawn else []
+        drawn += [*gap, *thinned(points, MAX_POINTS // len(rounds))]
     figure.add_scatter(
         x=[x for x, _ in drawn],
         y=[y for _, y in drawn],
@@ -201,16 +234,32 @@ def _line(figure: go.Figure, points: Sequence[Point], name: str, markers: bool =
     )
 
 
+def base_start(manifest: Any) -> str:
+    """What the base that was taught here went on from, and its steps; empty where from nothing."""
+    _, start = _base_rounds(manifest)
+    steps = _grouped(_table(_table(start, "recipe"), "pretrain").get("steps"))
+    name = start.get("name")
+    return " ".join(f"{name} ({steps} steps)".split())[:80] if isinstance(name, str) and steps else ""
+
+
+def _base_rounds(manifest: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The recipes since the one that taught the base, that first, and what it went on from.
+
+    Where the base was left as it is, what made it is told by the round that this one goes on from.
+    """
+    rounds, start = [_table(manifest, "recipe")], _table(manifest, "start")
+    while _table(rounds[0], "pretrain").get("steps") == 0 and _table(start, "recipe"):
+        rounds, start = [_table(start, "recipe"), *rounds], _table(start, "start")
+    return rounds, start
+
+
 def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
     """What is worth knowing of a checkpoint's making, from its space.json: names and values, as text."""
     told = manifest if isinstance(manifest, dict) else {}
-    recipe = _table(told, "recipe")
-    shape, pretrain, masks = (_table(recipe, name) for name in ("base", "pretrain", "masks"))
-    evaluation, rounds, start = _table(told, "evaluation"), [recipe], _table(told, "start")
-    # Where the base was left as it is, what made it is told by the round that this one goes on from.
-    while pretrain.get("steps") == 0 and _table(start, "recipe"):
-        rounds, start = [_table(start, "recipe"), *rounds], _table(start, "start")
-        pretrain = _table(rounds[0], "pretrain")
+    recipe, evaluation = _table(told, "recipe"), _table(told, "evaluation")
+    shape, masks = _table(recipe, "base"), _table(recipe, "masks")
+    rounds, _ = _base_rounds(told)
+    pretrain = _table(rounds[0], "pretrain")
     taught = [one for one in rounds if _table(one, "masks").get("steps") != 0] or rounds
     distill = _table(taught[-1], "distill")
     steps = [_grouped(_table(one, "masks").get("steps")) for one in taught]
@@ -219,6 +268,7 @@ def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
         ("parameters", _grouped(told.get("parameters"))),
         ("base", _join(("layers", shape.get("layers")), ("hidden", shape.get("hidden")))),
         ("base steps", _join(("", pretrain.get("steps")), ("windows each", pretrain.get("batch")))),
+        ("base goes on from", base_start(told)),
         ("own outputs", _grouped(_sum(distill.get("prompts"), distill.get("alone")))),
         (
             "masks",

@@ -136,10 +136,16 @@ def _rows(told: dict[str, Any], machines: list[Machine]) -> dict[str, Any]:
 def _room(rows: int, ratio: float) -> str:
     if ratio > 0.8 * rows:
         return "Here a row costs about a call: more rows save nothing on this machine."
-    return (
-        f"Fed one by one, the {rows} rows would be {rows} calls. Most of the room in a plain call stays "
-        "empty: SPACE puts guesses into it."
+    words = (
+        f"Fed one by one, the {rows} rows would be {rows} calls: most of the room in a plain call stays "
+        "empty, and SPACE puts guesses into it."
     )
+    if ratio > 1 + EVEN:
+        words += (
+            " It is not free here: such a call is worth it only if it writes more than "
+            f"{_number(ratio)} tokens. The last step weighs that."
+        )
+    return words
 
 
 def _mask(told: dict[str, Any]) -> dict[str, Any]:
@@ -191,8 +197,8 @@ def _hits(asked: Sequence[Sequence[Sequence[Any]]], written: Sequence[str]) -> s
 
 
 TOLD = (
-    "(This model’s guesses are read off one after the other, and each is told {}. That makes them better, "
-    "and is no part of the check.) "
+    "(What they answer is then read off one after the other, and here each guess is told {} as well: that "
+    "goes beyond the paper, makes better guesses, and is no part of the check.) "
 )
 
 
@@ -212,9 +218,9 @@ def _guess(told: dict[str, Any]) -> dict[str, Any]:
         "short": "Drafts are guesses",
         "title": "What the masks predict are drafts: guesses, nothing more",
         "lead": [
-            "The likeliest token of each mask becomes a draft for the next call. All masks answer at once: "
-            "each sees the empty places before its own, not what is guessed there, so a later draft fits "
-            "only where the earlier ones come true. "
+            "The likeliest token of each mask becomes a draft for the next call. All masks are computed at "
+            "once: each sees the empty places before its own, not what is guessed there, so a later draft "
+            "fits only where the earlier ones come true. "
             + _told(told["masks"])
             + "A draft stands if plain decoding would have written the same token there, and all drafts "
             "before it stand too.",
@@ -489,8 +495,7 @@ def _train(
         "title": "What training teaches, and when SPACE does not pay",
         "lead": [
             "A model that never met [M] guesses badly. SAR-SFT (semi-autoregressive supervised fine-tuning) "
-            "shows it masks behind real text and the tokens that really follow. "
-            + METHOD_WORDS.get(told["masks"]["method"], METHOD_WORDS["gated"]),
+            "shows it masks behind real text and the tokens that really follow. " + _learns(told["masks"]),
         ],
         "task": "Choose a token: a training group is anchored there. Its masks must learn the marked tokens.",
         "text": close["plain"][:40],
@@ -520,6 +525,19 @@ METHOD_WORDS: Final = {
     "paper": "Here all weights were trained along, so SPACE’s text is that of the model after training.",
     "untrained": "This checkpoint’s masks were never trained: it shows what happens without.",
 }
+
+
+LEARN_TOO: Final = {
+    "sampler": "a sampler head, which tells each guess the token in front of it",
+    "copies": "a small table of how far guesses lean on what followed the same tokens earlier in the text",
+}
+
+
+def _learns(masks: dict[str, Any]) -> str:
+    """What training changed in these masks, and what else was taught beside them."""
+    words = METHOD_WORDS.get(masks["method"], METHOD_WORDS["gated"])
+    more = [what for part, what in LEARN_TOO.items() if masks.get(part) and masks["method"] != "untrained"]
+    return f"{words} Beside them learn {' and '.join(more)}." if more else words
 
 
 def _ks(gains: dict[str, Any]) -> list[int]:
@@ -576,11 +594,11 @@ def _heat(gains: dict[str, Any]) -> str:
     parts = [f"{_number(r)} at {t:g}" for r, t in zip(rates, gains["temperatures"], strict=True)]
     falls = rates[-1] < rates[0] * (1 - EVEN)
     tail = (
-        "The hotter, the more places any of many tokens may come, and the fewer guesses stand."
+        "The hotter, the more often an unlikely token is drawn, and the fewer guesses stand."
         if falls
         else "Here the temperature changes little."
     )
-    return f"Tokens a call by temperature, k = {k}: {', '.join(parts)}. {tail}"
+    return f"Tokens a call of the trained masks by temperature, k = {k}: {', '.join(parts)}. {tail}"
 
 
 def _planner(benches: Sequence[benchmarks.Bench], gains: dict[str, Any], machines: Sequence[Machine]) -> str:
@@ -646,7 +664,7 @@ def _questions(told: dict[str, Any], machines: list[Machine]) -> list[dict[str, 
             "answer": "How often drafts stand, and nothing else of the check. "
             + _learned(told["acceptance"])
             + " "
-            + METHOD_WORDS.get(told["masks"]["method"], METHOD_WORDS["gated"])
+            + _learns(told["masks"])
             + " What the model says of the drafts does not get any less exact: untrained masks only guess "
             "badly.",
         },

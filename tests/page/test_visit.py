@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -254,20 +255,23 @@ def test_a_choice_that_there_is_not_is_the_first() -> None:
 # ---------------------------------------------------------------- marks
 
 
-def test_the_legend_filters_marks(unloaded: Page) -> None:
+@pytest.mark.parametrize("mark", ["accepted", "copied"])
+def test_the_legend_filters_marks(unloaded: Page, mark: str) -> None:
+    like = {"accepted": ".accepted:not(.copied)", "copied": ".accepted.copied"}
+    (other,) = like.keys() - {mark}
     style = "node => { const s = getComputedStyle(node); return [s.borderBottomColor, s.backgroundColor]; }"
     clear = "rgba(0, 0, 0, 0)"
-    token = unloaded.locator("#text-space .out .tok.accepted").last
-    bonus = unloaded.locator("#text-space .out .tok.bonus").last
-    bar = unloaded.locator(".chart rect.accepted").first
-    key = unloaded.locator(".legend button.accepted")
+    token = unloaded.locator(f"#text-space .out .tok{like[mark]}").last
+    others = [unloaded.locator(f"#text-space .out .tok{each}").last for each in (like[other], ".bonus")]
+    bar = unloaded.locator(f".chart rect{like[mark]}").first
+    key = unloaded.locator(f".legend button.{mark}")
     words = text(unloaded, "space")
     assert token.evaluate(style)[0] != clear
-    before = bonus.evaluate(style)
+    before = [each.evaluate(style) for each in others]
     key.press("Enter")
     expect(key).to_have_attribute("aria-pressed", "false")
     assert token.evaluate(style) == [clear, clear]
-    assert bonus.evaluate(style) == before, "the others stay"
+    assert [each.evaluate(style) for each in others] == before, "the others stay"
     assert float(bar.evaluate("node => getComputedStyle(node).opacity")) < 0.5
     unloaded.focus("#text-space")
     unloaded.keyboard.press("Home")
@@ -277,6 +281,23 @@ def test_the_legend_filters_marks(unloaded: Page) -> None:
     key.click()
     expect(key).to_have_attribute("aria-pressed", "true")
     assert token.evaluate(style)[0] != clear
+
+
+def test_copied_guesses_that_stood_are_told_from_the_masks(unloaded: Page) -> None:
+    calls = [call for call in RECORDED["frame"]["calls"] if call["lane"] == "space"]
+    copied: dict[bool, int] = {True: 0, False: 0}
+    for before, call in pairwise(calls):
+        drafts = call.get("drafts") or before.get("pending", [])
+        for slot, (_, origin) in enumerate(call["tokens"]):
+            if origin == "accepted":
+                copied[drafts[slot][1] is None] += 1
+    assert min(copied.values()) > 0, "the recorded race has both"
+    expect(unloaded.locator("#text-space .out .tok.copied")).to_have_count(copied[True])
+    expect(unloaded.locator("#text-space .out .tok.accepted:not(.copied)")).to_have_count(copied[False])
+    expect(unloaded.locator("#text-vanilla .out .tok.copied")).to_have_count(0)
+    token = unloaded.locator("#text-space .out .tok.copied").last
+    token.hover()
+    assert "copied from the text so far · accepted" in (token.get_attribute("title") or "")
 
 
 def test_a_corrected_token_shows_the_guess_that_fell(unloaded: Page) -> None:
