@@ -137,6 +137,7 @@ def test_all_variants_from_one_base_killed_and_resumed(home, tmp_path, monkeypat
     assert [(values[3], values[4]) for values in done] == [(1e-3, 2), (1e-3, 2), (2e-3, 2)]
 
 
+@pytest.mark.more
 def test_another_base_or_budget_is_refused(home, tmp_path, capsys):
     few = ("--variants", "gated", "--seeds", "1", "--gated-lr", "1e-3")
     out = tmp_path / "out"

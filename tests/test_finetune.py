@@ -149,6 +149,7 @@ def token_folder(folder, text):
     return folder
 
 
+@pytest.mark.more
 def test_a_base_that_learns_beside_its_masks_learns_both_and_resumes_to_the_bit(tmp_path):
     tokens = token_folder(tmp_path / "tokens", np.tile(np.arange(2, 34), 200))
     meta = {"vocab_size": 64, "eos_token_id": 0}

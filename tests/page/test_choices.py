@@ -90,6 +90,7 @@ def two(tiny_model: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> 
     return loaded(tiny_model, Slots(("cuda:0", "cuda:1")))
 
 
+@pytest.mark.more
 def test_races_on_two_devices_run_beside_each_other_and_are_those_of_one(two: Loader) -> None:
     handlers = Handlers(two, 60)
     prompts = [f"def job_{n}(): return" for n in range(6)]

@@ -287,6 +287,7 @@ def test_a_live_race_resets_the_controls_and_they_wake_at_its_end(app: Page) -> 
     expect(app.locator("#badge")).to_have_text("outputs identical")
 
 
+@pytest.mark.more
 def test_a_stopped_race_can_be_replayed(app: Page) -> None:
     choose_grid(app)
     set_number(app, "k", 8)  # slow calls: the race is to last until the click

@@ -95,6 +95,7 @@ def test_two_visitors_hold_two_conversations(talk: Page, page: Page, talkative: 
     assert sent(other, "space").count("<|user|>yours") == 2
 
 
+@pytest.mark.more
 def test_a_phone_has_room_for_the_conversation(talk: Page) -> None:
     talk.set_viewport_size({"width": 390, "height": 844})
     prompt(talk, "what is one?")

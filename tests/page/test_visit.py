@@ -112,6 +112,7 @@ def test_the_first_page_has_the_processor_for_itself(empty_server: Server, brows
     assert told[:2] == ["opened", "loading"] and told.count("loading") == 1
 
 
+@pytest.mark.more
 def test_a_loaded_model_is_told_as_the_page_opens_and_not_at_the_next_tick(app: Page) -> None:
     app.add_init_script("window.setInterval = () => 0")
     app.reload()
@@ -183,6 +184,7 @@ def visitors(browser: Any, server: Server) -> Any:
         context.close()
 
 
+@pytest.mark.more
 def test_two_visitors_at_once_wait_for_each_other_and_see_their_own(visitors: list[Page]) -> None:
     one, two = visitors
     choose_grid(one)

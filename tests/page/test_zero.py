@@ -86,6 +86,7 @@ def test_an_open_call_and_a_benchmark(zero: tuple[Host, Path]) -> None:
     assert "one run at a time" in told["output"]["data"][0]
 
 
+@pytest.mark.more
 def test_a_stop_ends_the_worker_and_the_next_race_runs(zero: tuple[Host, Path]) -> None:
     host, log = zero
     gone = host.visitor()
