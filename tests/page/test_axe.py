@@ -106,6 +106,7 @@ def test_benchmark(visited: Page) -> None:
     assert findings(visited) == []
 
 
+@pytest.mark.more
 def test_build(visited: Page) -> None:
     open_tab(visited, "Build")
     expect(visited.locator("#tokens-figure .js-plotly-plot")).to_be_visible(timeout=TIMEOUT)

@@ -193,6 +193,7 @@ def test_a_hosted_page_races_inside_another_sites_frame(page: Page, tmp_path: Pa
     assert [words for words in said if "Content Security Policy" in words or "violates" in words] == []
 
 
+@pytest.mark.more
 def test_a_local_page_is_framed_by_nobody_else(page: Page, tmp_path: Path, tiny_model: Path) -> None:
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
