@@ -145,6 +145,7 @@ def test_no_share_link_no_debugging_and_no_foreign_page() -> None:
             }
 
 
+@pytest.mark.more
 def test_the_page_starts_as_a_space_does(tmp_path: Path) -> None:
     """On a Space it is told by variables alone where to listen, and that strangers come."""
     code = (

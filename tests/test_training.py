@@ -103,14 +103,13 @@ def test_what_a_base_went_on_from_is_told() -> None:
     assert training.base_start({"recipe": recipe}) == "" == training.base_start(None)
     start = {"name": "first", "recipe": {"pretrain": {"steps": 3300}}}
     taught = {"recipe": recipe, "start": start}
-    assert training.base_start(taught) == "first (3,300 steps)"
+    assert training.base_start(taught) == "first"
     left = {"recipe": {"pretrain": {"steps": 0}}, "start": taught}
-    assert training.base_start(left) == "first (3,300 steps)"
-    assert dict(training.facts(left, training.Curves()))["base goes on from"] == "first (3,300 steps)"
-    title = training.base_figure(
-        training.Curves(base_loss=((1, 2.0),)), "first (3,300 steps)"
-    ).layout.xaxis.title
-    assert title.text == "step behind those of first (3,300 steps)"
+    assert training.base_start(left) == "first"
+    assert dict(training.facts(left, training.Curves()))["base goes on from"] == "first, 3,300 steps"
+    assert "base goes on from" not in dict(training.facts({"recipe": recipe}, training.Curves()))
+    figure = training.base_figure(training.Curves(base_loss=((1, 2.0),)), "first")
+    assert figure.layout.xaxis.title.text == "step, on from first"
 
 
 def test_what_a_table_of_copies_brings_stands_behind_the_masks_last_step() -> None:

@@ -136,7 +136,7 @@ def thinned(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
 
 def base_figure(found: Curves, start: str = "") -> go.Figure:
     """The base's loss on its batches and on held-out text; `start` is what it went on from, if anything."""
-    steps = f"step behind those of {start}" if start else "step"
+    steps = f"step, on from {start}" if start else "step"
     figure = base("The base learns: loss by step", steps, None)
     _faint(figure, found.base_loss, "a batch’s loss")
     _line(figure, [found.heldout_loss], "held-out loss")
@@ -235,11 +235,10 @@ def _line(figure: go.Figure, rounds: Sequence[Sequence[Point]], name: str, marke
 
 
 def base_start(manifest: Any) -> str:
-    """What the base that was taught here went on from, and its steps; empty where from nothing."""
+    """The name of what the base that was taught here went on from; empty where from nothing."""
     _, start = _base_rounds(manifest)
-    steps = _grouped(_table(_table(start, "recipe"), "pretrain").get("steps"))
     name = start.get("name")
-    return " ".join(f"{name} ({steps} steps)".split())[:80] if isinstance(name, str) and steps else ""
+    return " ".join(name.split())[:40] if isinstance(name, str) else ""
 
 
 def _base_rounds(manifest: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -258,8 +257,9 @@ def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
     told = manifest if isinstance(manifest, dict) else {}
     recipe, evaluation = _table(told, "recipe"), _table(told, "evaluation")
     shape, masks = _table(recipe, "base"), _table(recipe, "masks")
-    rounds, _ = _base_rounds(told)
+    rounds, start = _base_rounds(told)
     pretrain = _table(rounds[0], "pretrain")
+    before = _grouped(_table(_table(start, "recipe"), "pretrain").get("steps"))
     taught = [one for one in rounds if _table(one, "masks").get("steps") != 0] or rounds
     distill = _table(taught[-1], "distill")
     steps = [_grouped(_table(one, "masks").get("steps")) for one in taught]
@@ -268,7 +268,7 @@ def facts(manifest: Any, found: Curves) -> list[tuple[str, str]]:
         ("parameters", _grouped(told.get("parameters"))),
         ("base", _join(("layers", shape.get("layers")), ("hidden", shape.get("hidden")))),
         ("base steps", _join(("", pretrain.get("steps")), ("windows each", pretrain.get("batch")))),
-        ("base goes on from", base_start(told)),
+        ("base goes on from", _join(("", base_start(told) or None), ("steps", before))),
         ("own outputs", _grouped(_sum(distill.get("prompts"), distill.get("alone")))),
         (
             "masks",

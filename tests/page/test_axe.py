@@ -73,6 +73,7 @@ def test_race(visited: Page) -> None:
         assert any("button-name" in line for line in findings(visited, within))
 
 
+@pytest.mark.more
 def test_inspector_and_share(visited: Page) -> None:
     visited.locator("#text-space .tok.corrected").last.click()
     expect(visited.locator(".map .cell").first).to_be_visible()
