@@ -168,6 +168,7 @@ def test_the_page_starts_as_a_space_does(tmp_path: Path) -> None:
     assert run.returncode == 0 and "started" in run.stdout, run.stderr[-2000:]
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("source", [None, "", "def create_or_modify_pyi(*_):\n    raise OSError\n"])
 def test_gradio_is_imported_without_writing_its_stubs(tmp_path: Path, source: str | None) -> None:
     """The real one, one that has no such function, and one whose function must not be called."""
