@@ -1639,6 +1639,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not 0 < options.deadline <= 3600:
         parser.error("--deadline must lie in 0..3600 seconds")
+    if options.port is not None and not 1 <= options.port <= 65_535:
+        parser.error("--port must lie in 1..65535")
     if options.mcp and importlib.util.find_spec("mcp") is None:
         parser.error('--mcp needs an extra that is not installed here: pip install "gradio[mcp]"')
     try:
@@ -1658,23 +1660,28 @@ def main(arguments: list[str] | None = None) -> None:
     page = build(loader, options.deadline, own)
     if HOSTING.zero:
         loader.load()  # launching packs what is loaded for the processes that get a GPU
-    page.launch(
-        server_name=options.host,
-        server_port=options.port,
-        prevent_thread_lock=True,
-        theme=theme(),
-        css_paths=[ASSETS / name for name in STYLES],
-        favicon_path=ASSETS / "favicon.svg",
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        share=False,
-        max_file_size="1mb",
-        enable_monitoring=False,
-        state_session_capacity=HOSTING.limits.sessions,
-        app_kwargs={"middleware": [Middleware(Guard, HOSTING.hosted, HOSTING.limits.body, page.fns)]},
-        mcp_server=options.mcp,
-    )
+    try:
+        page.launch(
+            server_name=options.host,
+            server_port=options.port,
+            prevent_thread_lock=True,
+            theme=theme(),
+            css_paths=[ASSETS / name for name in STYLES],
+            favicon_path=ASSETS / "favicon.svg",
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            share=False,
+            max_file_size="1mb",
+            enable_monitoring=False,
+            state_session_capacity=HOSTING.limits.sessions,
+            app_kwargs={"middleware": [Middleware(Guard, HOSTING.hosted, HOSTING.limits.body, page.fns)]},
+            mcp_server=options.mcp,
+        )
+    except OSError as error:
+        taken = f"port {options.port} is" if options.port else "all usual ports are"
+        taken += " in use: name another one by --port"
+        parser.error(taken if "empty port" in str(error) else f"the page cannot be served: {error}")
     if not HOSTING.zero:
         loader.start(PATIENCE)  # behind the served page: importing torch would hold it up
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what follows is done then too

@@ -220,3 +220,40 @@ def test_a_wrong_variable_is_a_line_at_the_start(
         app.main([])
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999"])
+def test_a_port_that_there_is_not_is_a_line_at_the_start(
+    port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import app
+
+    with pytest.raises(SystemExit) as ended:
+        app.main(["--port", port])
+    assert ended.value.code == 2
+    assert "--port must lie in 1..65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "told, words",
+    [
+        (
+            "Cannot find empty port in range: 7993-7993. You can",
+            "port 7993 is in use: name another one by --port",
+        ),
+        ("[Errno 99] Cannot assign requested address", "cannot be served: [Errno 99] Cannot assign"),
+    ],
+)
+def test_a_page_that_cannot_be_served_is_a_line(
+    told: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import app
+
+    def launch(*_: object, **__: object) -> None:
+        raise OSError(told)
+
+    monkeypatch.setattr(app.gr.Blocks, "launch", launch)
+    with pytest.raises(SystemExit) as ended:
+        app.main(["--port", "7993"])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err

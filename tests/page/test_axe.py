@@ -59,6 +59,7 @@ def findings(page: Page, within: str | None = None) -> list[str]:
     ]
 
 
+@pytest.mark.more
 def test_race(visited: Page) -> None:
     assert findings(visited) == []
     visited.click("#more > .label-wrap")
