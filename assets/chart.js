@@ -78,7 +78,7 @@ class Chart {
       const height = this.y(from) - this.y(i);
       bar.append(
         draw("rect", {
-          class: mark(call, call.tokens[from][1]),
+          class: markOf(call, call.tokens[from][1]),
           x: call.n - 1 + 0.1,
           width: 0.8,
           y: this.y(i),

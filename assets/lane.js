@@ -13,12 +13,7 @@ const LANES = {
   },
   generate: { name: "Generate", how: "plain decoding by transformers" },
   "prompt-lookup": { name: "Prompt lookup", how: "guesses copied from the text, by transformers" },
-  assisted: {
-    name: "Assisted",
-    how: "a smaller model guesses, by transformers",
-    source: "from the draft model",
-    copies: false,
-  },
+  assisted: { name: "Assisted", how: "a smaller model guesses, by transformers", source: "from the draft model" },
 };
 const STOPS = {
   eos: "end of text",
@@ -34,19 +29,19 @@ const COUNTERS = [
   ["tokens_per_second", "tokens/s", 0],
 ];
 const NOTHING = { tokens: 0, seconds: 0 };
+const COPIED = "copied from the text so far";
 
 // What a token is marked as: a draft that stood may have been copied from the text so far.
-function mark(call, origin) {
+function markOf(call, origin) {
   return call.copied && origin === "accepted" ? "accepted copied" : origin;
 }
 
 class Lane {
   constructor(id, onOpen) {
     this.id = id;
-    const words = { name: id, how: "", empty: "", source: "copied from the text so far", copies: true, ...LANES[id] };
+    const words = { name: id, how: "", empty: "", source: COPIED, ...LANES[id] };
     this.name = words.name;
     this.source = words.source;
-    this.copies = words.copies; // whether that is so of its guesses without a probability
 
     this.root = make("section", `lane lane-${id}`);
     this.root.setAttribute("aria-label", `${words.name} lane`);
@@ -143,7 +138,7 @@ class Lane {
     this.calls[call.n - 1] ??= call;
     for (let next; (next = this.calls[this.known]); ) {
       const { tokens, seconds } = this.sums[this.known];
-      next.copied = this.copies && this.drafts(next)[0]?.[1] === null;
+      next.copied = this.source === COPIED && this.drafts(next)[0]?.[1] === null;
       this.sums.push({ tokens: tokens + next.tokens.length, seconds: seconds + next.seconds });
     }
   }
@@ -192,7 +187,7 @@ class Lane {
 
   spelled(call) {
     return call.tokens.map(([piece, origin], slot) => {
-      const token = make("span", `tok ${mark(call, origin)}`);
+      const token = make("span", `tok ${markOf(call, origin)}`);
       spell(token, piece);
       token.dataset.call = call.n;
       token.dataset.slot = slot;

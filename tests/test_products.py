@@ -127,3 +127,21 @@ def test_real_rows_are_bit_equal_with_and_without_the_adapter():
         one.call(Layout.plain(20), list(range(20)), cache)
         logits.append(one.call(layout, [5, 6, 7], cache).real)
     assert torch.equal(*logits)
+
+
+def test_products_are_measured_once_for_each_number(as_before, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    model = space_core.load(default_checkpoint())
+    products = model.products
+    if not products:
+        pytest.skip("this torch has no oneDNN products")
+    torch.set_num_threads(2)
+    products.measure()
+    two = [product.least for product in products._layers.values()]
+    torch.set_num_threads(1)
+    products.measure()
+    for product in products._layers.values():
+        product.least = -1
+    torch.set_num_threads(2)
+    products.measure()
+    assert [product.least for product in products._layers.values()] == two

@@ -8,7 +8,6 @@ import pytest
 import torch
 from tiny import tiny_lm, trained_like_masks
 
-import space_core
 from space_core.model import SpaceModel
 from space_core.threads import ROUNDS, SLOW, tune_threads
 
@@ -82,21 +81,3 @@ def test_what_the_user_said_stands(scripted, monkeypatch):
     model, calls = scripted({}, {})
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert tune_threads(model) == 2 and not calls
-
-
-def test_products_are_measured_once_for_each_number(as_before, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    model = space_core.load("assets/checkpoints/python-mini")
-    products = model.products
-    if not products:
-        pytest.skip("this torch has no oneDNN products")
-    torch.set_num_threads(2)
-    products.measure()
-    two = [product.least for product in products._layers.values()]
-    torch.set_num_threads(1)
-    products.measure()
-    for product in products._layers.values():
-        product.least = -1
-    torch.set_num_threads(2)
-    products.measure()
-    assert [product.least for product in products._layers.values()] == two

@@ -202,14 +202,21 @@ TOLD = (
 )
 
 
+TOLD_OF: Final = {
+    "sampler": "the guess in front of it",
+    "copies": "what came next where the text had the same few tokens before",
+}
+
+
 def _told(masks: dict[str, Any]) -> str:
     """What its guesses are told beside what the masks see, if anything."""
-    told = []
-    if masks.get("sampler"):
-        told.append("the guess in front of it")
-    if masks.get("copies"):
-        told.append("what came next where the text had the same few tokens before")
-    return TOLD.format(" and ".join(told)) if told else ""
+    told = _of_parts(masks, TOLD_OF)
+    return TOLD.format(told) if told else ""
+
+
+def _of_parts(masks: dict[str, Any], words: dict[str, str]) -> str:
+    """The words for what these masks have beside them."""
+    return " and ".join(what for part, what in words.items() if masks.get(part))
 
 
 def _guess(told: dict[str, Any]) -> dict[str, Any]:
@@ -536,8 +543,8 @@ LEARN_TOO: Final = {
 def _learns(masks: dict[str, Any]) -> str:
     """What training changed in these masks, and what else was taught beside them."""
     words = METHOD_WORDS.get(masks["method"], METHOD_WORDS["gated"])
-    more = [what for part, what in LEARN_TOO.items() if masks.get(part) and masks["method"] != "untrained"]
-    return f"{words} Beside them learn {' and '.join(more)}." if more else words
+    more = "" if masks["method"] == "untrained" else _of_parts(masks, LEARN_TOO)
+    return f"{words} Beside them learn {more}." if more else words
 
 
 def _ks(gains: dict[str, Any]) -> list[int]:
