@@ -1,8 +1,9 @@
 """The benchmark: prompts × methods on one model ("space-bench/1").
 
 All methods decode each prompt one after another, and the order rotates from prompt to prompt, so
-that a machine which grows warm or busy hurts them alike. A run's seconds are the wall-clock from
-handing over the prompt ids to the last token, for every method. Vanilla runs in every benchmark:
+that a machine which grows warm or busy hurts them alike; or, where every method can, all of them at once,
+call by call in turn. A run's seconds are the wall-clock from handing over the prompt ids to the last token,
+for every method. Vanilla runs in every benchmark:
 speed-ups and differences are against its runs of the same prompts in the same minutes.
 
 This room runs decoders; what is made of their traces is in `scores`.
@@ -13,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -25,7 +27,7 @@ import torch
 import transformers
 
 import space_core
-from space_core import peers
+from space_core import peers, racing
 from space_core.conversation import answer
 from space_core.decoders import space, vanilla
 from space_core.errors import PromptError, SettingError
@@ -124,6 +126,7 @@ def measure(
     warmup: int = 1,
     draft: SpaceModel | None = None,
     prompt_tokens: int | None = None,
+    abreast: bool = False,
     progress: Callable[[], object] = lambda: None,
     halt: Callable[[Column], bool] | None = None,
 ) -> Measured:
@@ -136,12 +139,18 @@ def measure(
         draft: the draft model of `assisted`.
         prompt_tokens: give every prompt this length: the end of it, behind the prompts before it in
             the list, as often as it takes.
+        abreast: decode each prompt in all columns at once, token by token in turn, rather than in one after
+            another. On a machine that others use pairs of runs then differ by a twentieth, not by a third;
+            transformers' own methods cannot be had so.
         progress: called after each prompt, warm-up included.
         halt: asked at every call of the model, for the column under way; True breaks the benchmark off.
 
     Raises:
         CheckpointError: for `assisted` without a draft model of the same vocabulary.
+        SettingError: for columns that cannot go abreast.
     """
+    if abreast and any(line.method in PEERS for line in lines):
+        raise SettingError("methods", "transformers' own methods cannot decode call by call in turn")
     if any(line.method is Method.ASSISTED for line in lines):
         peers.check_draft(model, draft)
     runs: dict[Column, list[Run]] = {line: [] for line in lines}
@@ -161,17 +170,16 @@ def measure(
         said: dict[Column, list[str]] = {line: [] for line in lines}
         for turn in range(len(prompt.turns)):
             try:
-                done = {
-                    line: _decode(
-                        model,
-                        [*filler, *turn_ids(model, prompt, said[line])][-(prompt_tokens or 0) :],
-                        request,
-                        line,
-                        draft,
-                        halt,
-                    )
+                asked = {
+                    line: [*filler, *turn_ids(model, prompt, said[line])][-(prompt_tokens or 0) :]
                     for line in (*lines[shift:], *lines[:shift])
                 }
+                if abreast:
+                    done = _decode_abreast(model, asked, request, halt)
+                else:
+                    done = {
+                        line: _decode(model, ids, request, line, draft, halt) for line, ids in asked.items()
+                    }
             except PromptError as error:
                 skipped[Skip(prompt.id, turn, str(error))] = None
                 break
@@ -198,25 +206,58 @@ def _decode(
     halt: Callable[[Column], bool] | None,
 ) -> tuple[Trace, float]:
     """One run, and its seconds on the clock."""
-
-    def watch() -> None:
-        if halt is not None and halt(line):
-            raise _Halt
-
     peer = PEERS.get(line.method)
     if peer is not None:
-        trace = peers.run(model, ids, settings, peer, draft, watch)
+        trace = peers.run(model, ids, settings, peer, draft, lambda: _watch(halt, line))
         return trace, trace.seconds
-    decoder = vanilla
-    if line.plan is not None:
-        decoder, settings = space, replace(settings, k=line.k, plan=line.plan)
+    settings = _settings(settings, line)
     steps: list[Step] = []
     start = model.clock()
-    for step in decoder(model, ids, settings):
+    for step in _decoder(model, ids, settings, line):
         steps.append(step)
-        watch()
+        _watch(halt, line)
     seconds = model.clock() - start
-    trace = Trace(
+    return _trace(model, ids, settings, line, steps), seconds
+
+
+def _decode_abreast(
+    model: SpaceModel,
+    asked: dict[Column, list[int]],
+    settings: Settings,
+    halt: Callable[[Column], bool] | None,
+) -> dict[Column, tuple[Trace, float]]:
+    """One run of each column, in turn, and their own seconds on the clock."""
+    lanes = {line: _decoder(model, ids, _settings(settings, line), line) for line, ids in asked.items()}
+    steps: dict[Column, list[Step]] = {line: [] for line in lanes}
+    taken = dict.fromkeys(lanes, 0.0)
+    with closing(racing.abreast(lanes, model.clock)) as found:
+        for line, step, seconds in found:
+            steps[line].append(step)
+            taken[line] += seconds
+            _watch(halt, line)
+    return {
+        line: (_trace(model, ids, _settings(settings, line), line, steps[line]), taken[line])
+        for line, ids in asked.items()
+    }
+
+
+def _watch(halt: Callable[[Column], bool] | None, line: Column) -> None:
+    if halt is not None and halt(line):
+        raise _Halt
+
+
+def _settings(settings: Settings, line: Column) -> Settings:
+    return settings if line.plan is None else replace(settings, k=line.k, plan=line.plan)
+
+
+def _decoder(model: SpaceModel, ids: list[int], settings: Settings, line: Column) -> Iterator[Step]:
+    return (vanilla if line.plan is None else space)(model, ids, settings)
+
+
+def _trace(
+    model: SpaceModel, ids: list[int], settings: Settings, line: Column, steps: Sequence[Step]
+) -> Trace:
+    return Trace(
         model=model.name,
         method=str(line.method),
         k=line.k,
@@ -226,7 +267,6 @@ def _decode(
         steps=tuple(steps),
         settings=settings.to_json(),
     )
-    return trace, seconds
 
 
 def summarize(measured: Measured) -> tuple[Summary, ...]:

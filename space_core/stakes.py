@@ -1,9 +1,10 @@
 """Does the planner ever lose? Planned SPACE against the better of plain decoding and the full grid.
 
 Over masks (trained, untrained), temperatures, lengths of the prompt and k: each cell is a benchmark of
-its own, its three ways interleaved prompt by prompt. A cell's *stake* is planned SPACE's time for
-a token over that of the better one of the other two, as the median over prompts and repetitions; below 1
-it wins. ("space-bench-planner/1")
+its own, whose three ways decode a prompt abreast, token by token in turn. (One after another, pairs of runs
+of a second differ by a third on a shared machine, and cells so measured tell little.) A cell's *stake* is
+planned SPACE's time for a token over that of the better one of the other two, as the median over prompts
+and repetitions; below 1 it wins. ("space-bench-planner/1")
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def play(
                             replace(settings, temperature=temperature),
                             repetitions=repetitions,
                             prompt_tokens=length,
+                            abreast=True,
                         )
                         found.append(cell(masks, temperature, length, k, measured))
                         progress()

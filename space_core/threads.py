@@ -9,7 +9,9 @@ The numbers are tried in turn, and the ratio in the middle of such rounds decide
 calls each, one number after the other, was a toss on a shared machine: two threads looked faster for
 one row in half of the trials, where decoding took 11.7 ms a plain call with one and 12.2 with two, and
 15.1 and 21.1 ms a planned one (an EPYC whose memory is slow, 2026-11-28). Of 300 rounds there any eight
-in a row would have taken two threads in 2 % of the cases, by medians over all calls in 6 %.
+in a row would have taken two threads in 2 % of the cases, by medians over all calls in 6 %. In other
+hours of that machine two threads took 0.93 of the time for many rows and the same for one: the second
+core then gains next to nothing by decoding, and the page and its browser are in want of it.
 """
 
 from __future__ import annotations
@@ -32,24 +34,28 @@ BUDGET, SLOW = 1.5, 0.25
 """Seconds behind which no further round begins; and those of a call that is not made twice a round."""
 CONTEXT = 64
 MANY_ROWS = 12
-EQUAL = 1.05
+EQUAL, WORTH = 1.05, 0.85
+"""Over the best number's time, calls of one row that are equally fast; over fewer threads', calls of many
+rows that earn more of them."""
 
 
 def tune_threads(model: SpaceModel) -> int:
     """Set torch's number of threads to what suits this model; returns it.
 
     Plain decoding decides, so that it is not slowed for SPACE's sake; among numbers under which it
-    is equally fast (within 5 %), a call of many rows does. Left alone: other devices than the CPU,
-    and a number that OMP_NUM_THREADS gives.
+    is equally fast (within 5 %) the smallest, unless a call of many rows gains 15 % by more: a thread
+    that gains less keeps a core from everything else. Left alone: other devices than the CPU, and a
+    number that OMP_NUM_THREADS gives.
     """
     most = torch.get_num_threads()
     if model.device.type != "cpu" or most == 1 or "OMP_NUM_THREADS" in os.environ:
         return most
     ratios = _measure(model, sorted({1, max(1, most // 2), most}))
     fastest = min(plain for plain, _ in ratios.values())
-    best = min(
-        (n for n, (plain, _) in ratios.items() if plain <= EQUAL * fastest), key=lambda n: (ratios[n][1], n)
-    )
+    best, *more = sorted(n for n, (plain, _) in ratios.items() if plain <= EQUAL * fastest)
+    for n in more:
+        if ratios[n][1] <= WORTH * ratios[best][1]:
+            best = n
     _set(model, best)
     return best
 

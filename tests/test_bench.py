@@ -20,6 +20,7 @@ from space_core.bench import Column, Measured, Method, check_output, columns, me
 from space_core.errors import CheckpointError, PromptError, SettingError
 from space_core.model import Masks, SpaceModel
 from space_core.prompts import Prompt, read_prompts, turn_ids
+from space_core.racing import abreast
 from space_core.scores import Run, Skip, Split, report, summary, to_json
 from space_core.settings import Plan
 from space_core.trace import Step, Stop, Trace
@@ -232,6 +233,60 @@ def test_each_method_goes_on_in_its_own_conversation_and_long_turns_are_skipped(
     nothing = measure(opened, prompts[1:2], lines, settings)
     with pytest.raises(PromptError, match="no prompt could be decoded: the prompt has 500"):
         summarize(nothing)
+
+
+def test_columns_that_go_abreast_decode_the_same_and_none_runs_ahead(opened):
+    prompts = [Prompt("1", "a", ("Hello", "Go on"), chat=True), Prompt("2", "b", ("x" * 500,), chat=False)]
+    lines, settings = columns(["space-grid", "space"], (2,), "auto"), Settings(max_new_tokens=6)
+    moved: list[Column] = []
+    measured = measure(opened, prompts, lines, settings, abreast=True, halt=moved.append, warmup=0)
+    alone = measure(opened, prompts, lines, settings, warmup=0)
+    assert measured.skipped == alone.skipped and len(measured.skipped) == 1
+    lengths = dict.fromkeys(lines, 0)
+    steps = {line: [s for run in measured.runs[line] for s in run.trace.steps] for line in lines}
+    left = {line: iter(found) for line, found in steps.items()}
+    for line in moved:
+        assert lengths[line] == min(lengths.values())
+        lengths[line] += len(next(left[line]).emitted)
+    assert len(moved) == sum(map(len, steps.values()))
+    for line in lines:
+        pairs = list(zip(measured.runs[line], alone.runs[line], strict=True))
+        assert len(pairs) == 2
+        for run, single in pairs:
+            assert run.trace.output_ids == single.trace.output_ids
+            assert run.trace.prompt_ids == single.trace.prompt_ids
+            assert (run.trace.method, run.trace.k) == (single.trace.method, single.trace.k)
+            assert run.seconds >= run.trace.seconds > 0
+
+
+def test_a_benchmark_abreast_is_broken_off_and_has_no_methods_of_transformers(opened):
+    prompts, settings = [Prompt("1", "a", ("Hello",), chat=True)], Settings(max_new_tokens=6)
+    lines = columns(["space"], (2,), "auto")
+    measured = measure(opened, prompts, lines, settings, abreast=True, halt=lambda line: line.k == 2)
+    assert measured.halted and not any(measured.runs.values())
+    with pytest.raises(SettingError, match="call by call"):
+        measure(opened, prompts, columns(["generate"], (2,), "auto"), settings, abreast=True)
+
+
+def test_lanes_abreast_are_charged_for_their_own_calls_alone():
+    now, closed = [0.0], []
+
+    def lane(seconds: float, *emitted: int) -> Iterator[Step]:
+        try:
+            for tokens in emitted:
+                now[0] += seconds
+                yield step(tuple(range(tokens)))
+            now[0] += 100
+        finally:
+            closed.append(seconds)
+
+    lanes = {"slow": lane(4.0, 1, 1, 1), "fast": lane(1.0, 2, 1)}
+    told = [(name, seconds) for name, _, seconds in abreast(lanes, lambda: now[0])]
+    assert told == [("slow", 4), ("fast", 1), ("slow", 4), ("slow", 4), ("fast", 1)]
+    left = abreast({"slow": lane(5.0, 1, 1), "fast": lane(6.0, 1)}, lambda: now[0])
+    next(left), next(left)
+    left.close()
+    assert closed == [4, 1, 5, 6]
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,8 @@ ROOMS = {
     "visible": set(),
     "peers": {"errors", "model", "settings", "trace"},
     "bench": {
-        *("conversation", "decoders", "errors", "model", "peers", "prompts", "scores", "settings", "trace"),
+        *("conversation", "decoders", "errors", "model", "peers", "prompts", "racing", "scores"),
+        *("settings", "trace"),
     },
     "overhead": {"bench", "decoders", "metrics", "model", "scores", "settings"},
     "crowd": {"batches", "metrics", "model", "peers", "scores", "settings", "trace"},

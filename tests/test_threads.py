@@ -50,6 +50,13 @@ def test_a_call_of_many_rows_decides_among_equals(scripted):
     assert tune_threads(model) == torch.get_num_threads() == 1
 
 
+def test_more_threads_must_earn_their_cores(scripted):
+    model, _ = scripted({n: [0.010] for n in (1, 2, 4)}, {1: [0.020], 2: [0.018], 4: [0.0175]}, most=4)
+    assert tune_threads(model) == 1
+    model, _ = scripted({n: [0.010] for n in (1, 2, 4)}, {1: [0.020], 2: [0.014], 4: [0.013]}, most=4)
+    assert tune_threads(model) == 2
+
+
 def test_one_lucky_call_decides_nothing(scripted):
     model, _ = scripted({1: [0.011], 2: [0.012] * 7 + [0.001]}, {1: [0.02], 2: [0.02]})
     assert tune_threads(model) == 1
