@@ -31,10 +31,11 @@ if os.environ.get("SPACES_ZERO_GPU"):  # a Space on ZeroGPU, where the package i
 else:
     spaces = None
 
-from space_core.stubs import unwritten
+from space_core.stubs import absent, first, unwritten
 
 with unwritten():  # half of its import was this
     import gradio as gr
+from gradio.routes import templates
 from starlette.middleware import Middleware
 
 from space_core import contest, devices, hosting, presets, talks, training
@@ -1357,10 +1358,9 @@ def race_tab(page: gr.Blocks, handlers: Handlers, choice: gr.State, asking: Any)
         api_name="page_race",
         api_visibility="private",
     )
-    racing.then(handlers.figures, race, figures, **PLUMBING)
+    arena.illustrate(handlers.figures, race, figures, **PLUMBING)
     talking(handlers, talk, prompt, race, choice, asking, racing)
-    stopping = halt.click(handlers.stop, race, arena, cancels=[racing], **PLUMBING)
-    stopping.then(handlers.figures, race, figures, **PLUMBING)
+    halt.click(handlers.stop, race, arena, cancels=[racing], **PLUMBING)
     arena.resend(handlers.resend, race, arena, **PLUMBING)
     inspector.ask(
         handlers.inspect,
@@ -1372,8 +1372,7 @@ def race_tab(page: gr.Blocks, handlers: Handlers, choice: gr.State, asking: Any)
     )
     page.load(handlers.follow, None, [*inputs, arena], **PLUMBING)
     give.click(handlers.share, [race, *inputs, choice], share, preprocess=False, **PLUMBING)
-    opening = share.bring(handlers.open_trace, None, [arena, race, share], **PLUMBING)
-    opening.then(handlers.figures, race, figures, **PLUMBING)
+    share.bring(handlers.open_trace, None, [arena, race, share], **PLUMBING)
 
 
 def talking(
@@ -1660,6 +1659,8 @@ def main(arguments: list[str] | None = None) -> None:
     page = build(loader, options.deadline, own)
     if HOSTING.zero:
         loader.load()  # launching packs what is loaded for the processes that get a GPU
+    absent("matplotlib")
+    first(templates.env, scripts(["frames.js"]))
     try:
         page.launch(
             server_name=options.host,

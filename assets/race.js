@@ -33,6 +33,7 @@ class Arena {
     this.asked = 0;
     this.later = 0; // the painting that waits for the browser's next picture
     this.goal = null; // the call that a link asks for, and of which prompt
+    this.sight = null; // who waits for the figures' place
     this.lanes = new Map();
     this.chart = new Chart((lane, call) => this.open(lane, call));
     this.replay = new Replay(() => this.paint());
@@ -139,6 +140,7 @@ class Arena {
 
   // A race is over, or came whole from a file: it can be replayed.
   settle() {
+    this.illustrate();
     const { source, model, device, dtype, prompt } = this.about;
     if (source || props.offline) {
       this.wake(source ? "file" : "replay", `${model} on ${device}, ${dtype}`);
@@ -148,6 +150,25 @@ class Arena {
     this.wake("your race");
     if (this.goal?.prompt === prompt) this.replay.goToCall(this.goal.step);
     this.goal = null;
+  }
+
+  // Have the figures below drawn: at once where there are some, for the first time when their place is in sight.
+  // Before, the browser has to read plotly, for which it stands still a second or two on a slow core.
+  illustrate() {
+    const place = document.getElementById("figures");
+    if (!place || props.offline || ![...this.lanes.values()].every((lane) => lane.known)) return;
+    const ask = () => trigger("illustrate", {});
+    if (place.querySelector(".js-plotly-plot")) return ask();
+    place.dataset.due = "";
+    this.sight = new IntersectionObserver(
+      (seen) => {
+        if (!seen.some((entry) => entry.isIntersecting)) return;
+        this.sight.disconnect();
+        ask();
+      },
+      { rootMargin: "0px 0px -64px" },
+    );
+    this.sight.observe(place);
   }
 
   // A link filled in the page's fields; where it names a call, the replay goes there after the race.
@@ -193,6 +214,7 @@ class Arena {
   begin(frame, state) {
     this.race = frame.race;
     this.over = false;
+    this.sight?.disconnect();
     document.dispatchEvent(new CustomEvent("space:close"));
     this.replay.sleep();
     this.show(Object.keys(frame.lanes));

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from space_core.memory import Memory
     from space_core.model import SpaceModel
 
-BATCHES_PER_SECOND, ON_A_CPU = 25, 12
+BATCHES_PER_SECOND, ON_A_CPU = 25, 8
 """The latter where decoding shares its cores with whoever serves and paints what it wrote."""
 
 Kind = Literal["steps", "deadline", "error"]
@@ -99,7 +99,7 @@ def run(
             every turn reads its whole prompt.
 
     Yields:
-        A batch as soon as there is a step and the last one is 1/25 s old (1/12 s on a CPU). An error ends
+        A batch as soon as there is a step and the last one is 1/25 s old (1/8 s on a CPU). An error ends
         the race.
         Closing this ends every decoder before its next call.
     """

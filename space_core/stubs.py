@@ -1,8 +1,10 @@
-"""Import gradio without its typing stubs being written.
+"""Import gradio without its typing stubs being written, and have it look for what is missing once.
 
 Whenever it is imported, Gradio 6 parses the source of each of its components and writes a stub (.pyi) beside
 it, though the stub is there: half of its import (5.7 seconds against 3.0, medians of three on a slow core,
-2026-11-27), spent before a page can answer.
+2026-11-27), spent before a page can answer. And it tries to import matplotlib before and after each step of a
+generator. Where there is none, all of sys.path is looked through each time, since Python remembers no import
+that failed: a sixth of what a message of a stream costs the server (2026-11-28).
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 WRITER = "gradio.component_meta"
 WRITE = "create_or_modify_pyi"
@@ -30,6 +35,26 @@ def unwritten() -> Iterator[None]:
     finally:
         if finder in sys.meta_path:
             sys.meta_path.remove(finder)
+
+
+def absent(name: str) -> None:
+    """Have imports of this module fail at once, if there is none."""
+    if name not in sys.modules and find_spec(name) is None:
+        sys.modules[name] = None  # type: ignore[assignment]  # Python's own sign for it
+
+
+def first(templates: Environment, script: str) -> None:
+    """Have the page run a script before Gradio's own, behind which `head=` comes.
+
+    Args:
+        templates: Gradio's, of which the page is made.
+    """
+    from jinja2 import FunctionLoader
+
+    plain = templates.loader
+    if plain is not None:
+        head = f"<head><script>{{% raw %}}{script}{{% endraw %}}</script>"
+        templates.loader = FunctionLoader(lambda name: _with(head, plain.get_source(templates, name)))
 
 
 class _Finder(MetaPathFinder):
@@ -56,3 +81,8 @@ class _Finder(MetaPathFinder):
 
 def _nothing(*_: Any) -> None:
     """In the place of the writer."""
+
+
+def _with(head: str, template: tuple[str, Any, Any]) -> tuple[str, Any, Any]:
+    source, file, current = template
+    return source.replace("<head>", head, 1), file, current

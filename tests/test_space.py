@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from space_core.stubs import absent
 
 ROOT = Path(__file__).parent.parent
 NEEDED = {
@@ -191,6 +195,19 @@ def test_gradio_is_imported_without_writing_its_stubs(tmp_path: Path, source: st
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout.split() == ["None" if source == "" else "space_core.stubs"], run.stderr[-2000:]
+
+
+def test_a_module_that_is_missing_is_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "came_too_late.py").write_text("")
+    absent("came_too_late")
+    absent("json.decoder")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError):
+        importlib.import_module("came_too_late")
+    assert importlib.util.find_spec("came_too_late") is None
+    assert importlib.import_module("json.decoder").JSONDecoder
+    monkeypatch.delitem(sys.modules, "came_too_late")
+    assert importlib.import_module("came_too_late")
 
 
 @pytest.mark.parametrize(

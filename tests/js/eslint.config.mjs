@@ -8,7 +8,7 @@ const names = (list) => Object.fromEntries(list.map((name) => [name, "readonly"]
 const shared = names(files.flatMap((name) => declared(readFileSync(`assets/${name}`, "utf-8"))));
 const browser = names(
   (
-    "Blob CustomEvent Event MutationObserver Node ResizeObserver URL " +
+    "Blob CustomEvent Event IntersectionObserver MutationObserver Node ResizeObserver URL " +
     "cancelAnimationFrame document getSelection localStorage location matchMedia navigator performance " +
     "requestAnimationFrame setTimeout clearTimeout window"
   ).split(" "),

@@ -16,6 +16,30 @@ const { percent, shown } = load(["dom.js", "call.js"], ["percent", "shown"]);
 const { fill } = load(["dom.js", "call.js", "lessons.js"], ["fill"]);
 const { Timeline } = load(["dom.js", "replay.js"], ["Timeline"]);
 
+test("only a clock of Gradio's waits for its next picture", () => {
+  globalThis.window = { requestAnimationFrame: () => 0 };
+  const { patient } = load(["frames.js"], ["patient"]);
+  delete globalThis.window;
+  const asked = [];
+  const waits = [];
+  const ask = patient(
+    (draws) => asked.push(draws),
+    (later, wait) => waits.push([later, wait]),
+  );
+  const paints = () => 1e3;
+  const [F, w, de, W, ze] = [() => 0, () => 0, 0, false, () => 0];
+  const clock = () => {
+    F((performance.now() - w(de)) / 1e3), W && ze();
+  };
+  ask(paints);
+  assert.deepEqual(asked, [paints]);
+  ask(clock);
+  assert.deepEqual(asked, [paints]);
+  assert.equal(waits[0][1], 250);
+  waits[0][0]();
+  assert.deepEqual(asked, [paints, clock]);
+});
+
 test("a count has its noun", () => {
   assert.equal(counted(1, "call"), "1 call");
   assert.equal(counted(0, "call"), "0 calls");

@@ -1,19 +1,22 @@
 """What watching costs: python tests/page/costs.py [--tokens N] [--repeat N] [--readme README.md]
 
-Races the same request in one process, in turn with a page watching in Chromium and with nobody
-watching, and prints one JSON object:
+Races a request on the page, watched in Chromium, and the same request unwatched in the same thread, in turns of
+half a second: while the unwatched one runs the page has nothing to paint. So both go through the same
+moments of a machine that others use as well, on which a whole race takes a tenth more or less than the one
+before. Prints one JSON object:
 
-    decode_ratio      seconds of all calls of a watched race over those of an unwatched one, the middle pair
-    quartiles         of the pairs
-    pairs             the same for each pair of races, in order
-    lag_ms            how late a timer of 20 ms comes in the page during the watched races
+    decode_ratio      seconds of the watched race's calls over those of the same calls unwatched, the middle race
+    quartiles         of the races
+    races             the same for each of them, in order
+    lag_ms            how late a timer of 20 ms comes in the page during the races
     long_tasks        tasks over 50 ms in the page during them: how many, and the longest
     after             the same for the two seconds behind a race, when plotly draws what stands still
     bytes_per_token   what a race's stream brings, over the tokens of both lanes
     first_page        seconds from asking for the address to a replay that can be moved, cold caches
 
-With --readme a table of them is put between that file's <!-- costs --> marks. For figures to be reported
-the machine should have nothing else to do; the load is told with them.
+The lag is told of races that nobody interrupts, which take turns with these. With --readme a table of them is put
+between that file's <!-- costs --> marks. For figures to be reported the machine should have nothing else to do;
+the load is told with them.
 """
 
 from __future__ import annotations
@@ -37,32 +40,47 @@ PROMPT = '''class Stack:
     def __init__(self):
 '''
 
-# The page, and beside it a thread that runs the same race unwatched for each line on standard input.
+# The page. While the word "turns" is told on standard input, each race takes turns with the same one unwatched;
+# the calls of both that are the same are told on standard output, as seconds.
 SERVER = """
-import json, sys, threading
+import json, sys, threading, time
 import app
-seen = []
-plain = app.Loader.__init__
-def init(self, *rest):
-    plain(self, *rest)
-    seen.append(self)
-app.Loader.__init__ = init
-def unwatched():
-    import space_core
+from space_core import contest
+TURN, TAIL = 0.5, 0.15  # seconds of a turn; those of an unwatched one in which the browser may still paint
+plain, decoder = contest.race, contest.decoder
+asked, told = {}, {"turns": False}
+def decoder_of(lane, *rest):
+    asked[lane] = rest[:4]  # without a memory: each lane reads the prompt itself
+    return decoder(lane, *rest)
+def race(decoders):
+    if not told["turns"]:
+        yield from plain(decoders)
+        return
+    watched, alone = plain(decoders), plain({lane: decoder(lane, *asked[lane]) for lane in decoders})
+    seen, unseen = {}, {}
+    def turn(steps, into, tail):
+        start = time.monotonic()
+        for lane, step, clock in steps:
+            into[lane, "calls"] = number = into.get((lane, "calls"), 0) + 1
+            if time.monotonic() - start > tail:
+                into[lane, number] = step.rows, step.seconds
+            yield lane, step, clock
+            if time.monotonic() - start > TURN:
+                return
+        into["over"] = True
+    while "over" not in seen:
+        yield from turn(watched, seen, 0)
+        for _ in turn(alone, unseen, TAIL):
+            pass
+    both = [n for n in seen if n in unseen and isinstance(seen[n], tuple) and seen[n][0] == unseen[n][0]]
+    sums = [sum(calls[n][1] for n in both) for calls in (seen, unseen)]
+    print("TURNS " + json.dumps({"calls": len(both), "watched": sums[0], "unwatched": sums[1]}), flush=True)
+contest.race, contest.decoder = race, decoder_of
+def listen():
     for line in sys.stdin:
-        asked = json.loads(line)
-        loader = seen[0]
-        loader.done.wait()
-        model = loader.model
-        settings = app.Settings(k=asked["k"], max_new_tokens=asked["tokens"])
-        ids = model.encode(asked["prompt"])
-        decoders = {n: app.decoder(n, model, ids, settings, None) for n in ("vanilla", "space")}
-        told = {"seconds": 0.0, "tokens": 0}
-        for _, step, _ in space_core.race(decoders):
-            told["seconds"] += step.seconds
-            told["tokens"] += len(step.emitted)
-        print("UNWATCHED " + json.dumps(told), flush=True)
-threading.Thread(target=unwatched, daemon=True).start()
+        told["turns"] = line.strip() == "turns"
+        print("HEARD", flush=True)
+threading.Thread(target=listen, daemon=True).start()
 app.main(sys.argv[1:])
 """
 
@@ -119,7 +137,7 @@ def main() -> None:
     parser.add_argument("--model", help="the bundled checkpoint by default")
     parser.add_argument("--tokens", type=int, default=512, help="new tokens of each lane")
     parser.add_argument("--k", type=int, default=5)
-    parser.add_argument("--repeat", type=int, default=14, help="pairs of races that count")
+    parser.add_argument("--repeat", type=int, default=14, help="races of each kind that count")
     parser.add_argument("--readme", type=Path, help="a file whose table is written anew")
     options = parser.parse_args()
     if options.repeat < 1:
@@ -146,19 +164,19 @@ def main() -> None:
 
 def table(told: dict[str, Any]) -> str:
     """The figures beside what they should be, as Markdown."""
-    pairs, long = told["pairs"], told["long_tasks"]
+    races, long = told["races"], told["long_tasks"]
     first, next_two = told["first_page"][0], ", ".join(map(str, told["first_page"][1:]))
     lines = [
         f"{told['page']}, {told['cores']} cores, load {told['load']}, {told['tokens_per_race'] // 2} tokens a "
-        f"lane, {len(pairs)} pairs of races, greedy, {told['browser']}.",
+        f"lane, {len(races)} races in turn with unwatched ones and as many whole ones, greedy, {told['browser']}.",
         "",
         "| measured | | aimed at |",
         "|---|---|---|",
-        f"| decode time watched over unwatched, the middle pair (quartiles {' and '.join(map(str, told['quartiles']))}) "
+        f"| decode time watched over unwatched, the middle race (quartiles {' and '.join(map(str, told['quartiles']))}) "
         f"| {told['decode_ratio']} | ≤ 1.05 |",
         f"| browser lag in a race, p50 / p95 / max, ms | {' / '.join(map(str, told['lag_ms'].values()))} "
         "| p95 < 100 |",
-        f"| tasks over 50 ms in the browser, a race; the longest | {long['count'] / len(pairs):.1f}; "
+        f"| tasks over 50 ms in the browser, a race; the longest | {long['count'] / len(races):.1f}; "
         f"{long['longest_ms']} ms | none over 200 ms |",
         f"| bytes sent per token | {told['bytes_per_token']} | |",
         f"| first page usable: the first visit; the next two, while the model loads, s | {first}; {next_two} | < 2 |",
@@ -194,28 +212,28 @@ def measure(url: str, server: subprocess.Popen[str], options: argparse.Namespace
         set_number(page, "budget", options.tokens)
         set_number(page, "k", options.k)
         page.evaluate(WATCH)
-        pairs: list[tuple[float, float]] = []
+        turns: list[dict[str, float]] = []
         during, after = Seen(), Seen()
-        for number in range(options.repeat + 1):
-            alone = unwatched(server, options) if number % 2 else None  # each is the first of a pair in turn
-            page.evaluate(TAKE)
-            watched = race(page)
-            if number:
-                during.add(page.evaluate(TAKE))
+        tell(server, "whole")
+        watched = race(
+            page
+        )  # it warms up, and is counted: whoever is told of each message keeps the browser busy
+        per_token = stream.bytes / watched["tokens"]
+        session.detach()
+        for _ in range(options.repeat):
             page.wait_for_timeout(2000)
-            if number:
-                after.add(page.evaluate(TAKE))
-            alone = alone or unwatched(server, options)
-            if watched["tokens"] != alone["tokens"]:
-                sys.exit(f"not the same race: {watched['tokens']} and {alone['tokens']} tokens")
-            if number:
-                pairs.append((watched["seconds"], alone["seconds"]))
-            else:  # it warms up, and is counted: who is told of each message by the browser keeps it busy
-                per_token = stream.bytes / watched["tokens"]
-                session.detach()
+            page.evaluate(TAKE)
+            race(page)
+            during.add(page.evaluate(TAKE))
+            page.wait_for_timeout(2000)
+            after.add(page.evaluate(TAKE))
+            tell(server, "turns")
+            race(page)
+            turns.append(json.loads(said(server, "TURNS")))
+            tell(server, "whole")
         chip = page.locator(".chip").text_content()
         browser.close()
-    ratios = [w / a for w, a in pairs]
+    ratios = [turn["watched"] / turn["unwatched"] for turn in turns]
     return {
         "page": chip,
         "browser": Path(CHROMIUM or "").name,
@@ -226,10 +244,10 @@ def measure(url: str, server: subprocess.Popen[str], options: argparse.Namespace
         "quartiles": [round(ratio, 3) for ratio in quantiles(ratios, n=4)[::2]]
         if len(ratios) > 1
         else ratios,
-        "pairs": [round(ratio, 3) for ratio in ratios],
+        "races": [round(ratio, 3) for ratio in ratios],
+        "calls": round(median(turn["calls"] for turn in turns)),
         "seconds": {
-            "watched": round(median(w for w, _ in pairs), 3),
-            "unwatched": round(median(a for _, a in pairs), 3),
+            kind: round(median(turn[kind] for turn in turns), 3) for kind in ("watched", "unwatched")
         },
         "lag_ms": during.lag(),
         "long_tasks": during.long(),
@@ -275,13 +293,20 @@ def first_page(context: Any, url: str) -> float:
     return seconds
 
 
-def unwatched(server: subprocess.Popen[str], options: argparse.Namespace) -> dict[str, Any]:
-    assert server.stdin is not None and server.stdout is not None
-    server.stdin.write(json.dumps({"prompt": PROMPT, "tokens": options.tokens, "k": options.k}) + "\n")
+def tell(server: subprocess.Popen[str], word: str) -> None:
+    """How races run from now on: "turns" with an unwatched one, or "whole"."""
+    assert server.stdin is not None
+    server.stdin.write(f"{word}\n")
     server.stdin.flush()
+    said(server, "HEARD")
+
+
+def said(server: subprocess.Popen[str], word: str) -> str:
+    """What the server says next behind this word."""
+    assert server.stdout is not None
     for line in server.stdout:
-        if line.startswith("UNWATCHED "):
-            return json.loads(line.removeprefix("UNWATCHED "))
+        if line.startswith(word):
+            return line.removeprefix(word)
     sys.exit("the page ended")
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FrameLocator, Page, expect
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # where pictures are made, nobody has set them as pytest does
@@ -105,6 +105,13 @@ def text(page: Page, lane: str) -> str:
 def race(page: Page, state: str = "done") -> None:
     page.click("#race")
     expect(page.locator(".arena")).to_have_attribute("data-state", state, timeout=TIMEOUT)
+
+
+def illustrated(page: Page | FrameLocator) -> None:
+    """Go to the figures of the race that is over; they are drawn when their place is in sight."""
+    page.locator("#figures").scroll_into_view_if_needed()
+    for figure in ("calls", "clock"):
+        expect(page.locator(f"#{figure}-figure .js-plotly-plot")).to_be_visible(timeout=TIMEOUT)
 
 
 def under_way(page: Page, tokens: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cycle import cycle_model
 from playwright.sync_api import Page, expect
-from served import TIMEOUT, set_number, text
+from served import TIMEOUT, illustrated, set_number, text
 from visiting import hosting
 
 from space_core.views import frames
@@ -182,7 +182,7 @@ def test_a_hosted_page_races_inside_another_sites_frame(page: Page, tmp_path: Pa
             inner = page.frame_locator("iframe")
             inner.locator("#race").click()
             expect(inner.locator(".arena")).to_have_attribute("data-state", "done", timeout=2 * TIMEOUT)
-            expect(inner.locator("#calls-figure .js-plotly-plot")).to_be_visible(timeout=TIMEOUT)
+            illustrated(inner)
             inner.locator("#share").click()
             with page.expect_download():
                 inner.locator("#save-png").click()

@@ -10,7 +10,18 @@ from urllib.parse import parse_qs, quote, urlencode, urlparse
 
 import pytest
 from playwright.sync_api import Page, expect
-from served import BUDGET, HOSTILE, TIMEOUT, Server, choose_grid, inside, prompt, race, set_number, text
+from served import (
+    BUDGET,
+    HOSTILE,
+    Server,
+    choose_grid,
+    illustrated,
+    inside,
+    prompt,
+    race,
+    set_number,
+    text,
+)
 from test_race import HOSTILE_PROMPT
 from test_replay import by_call, counter, picture
 from tiny import some
@@ -141,7 +152,7 @@ def test_export_and_import_show_the_same_picture(
     for _ in range(4):
         app.keyboard.press("ArrowLeft")
     assert picture(app) == middle
-    expect(app.locator("#calls-figure .js-plotly-plot")).to_be_visible(timeout=TIMEOUT)
+    illustrated(app)
     assert app.locator("#arena img, #arena script, #arena b").count() == 0
     share(app)
     again = save(app, "trace", tmp_path / "again")

@@ -75,6 +75,25 @@ def test_the_first_page_is_usable_soon_and_before_the_model(
         assert min(took) < max(FIRST_PAGE, TIMES_A_BARE_PAGE * min(bare)), (took, bare)
 
 
+def test_a_page_that_rests_asks_for_few_pictures(browser: Any, server: Server) -> None:
+    """Of Gradio alone one asks for each of sixty a second: the clock of its "Loading…" is never stopped."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.add_init_script(
+        "const ask = requestAnimationFrame; window.asked = 0;"
+        "window.requestAnimationFrame = (draws) => { window.asked += 1; return ask(draws); };"
+    )
+    page.goto(server.url)
+    expect(page.locator('.chip[data-state="ready"]')).to_be_visible(timeout=TIMEOUT)
+    seconds: list[int] = []
+    while not seconds or (seconds[-1] > 8 and len(seconds) < 15):  # at first something moves
+        before = page.evaluate("window.asked")
+        page.wait_for_timeout(1000)
+        seconds.append(page.evaluate("window.asked") - before)
+    assert seconds[-1] <= 8, seconds
+    context.close()
+
+
 ASKS = {
     "a page that opens": lambda handlers: handlers.status(),
     "a race through the API": lambda handlers: list(handlers.race("def f():", 5, 8, 0, 1, 0, "auto", [])),
