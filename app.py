@@ -1358,7 +1358,7 @@ def race_tab(page: gr.Blocks, handlers: Handlers, choice: gr.State, asking: Any)
         api_name="page_race",
         api_visibility="private",
     )
-    arena.illustrate(handlers.figures, race, figures, **PLUMBING)
+    arena.illustrate(handlers.figures, race, figures, trigger_mode="always_last", **PLUMBING)
     talking(handlers, talk, prompt, race, choice, asking, racing)
     halt.click(handlers.stop, race, arena, cancels=[racing], **PLUMBING)
     arena.resend(handlers.resend, race, arena, **PLUMBING)

@@ -152,13 +152,14 @@ class Arena {
     this.goal = null;
   }
 
-  // Have the figures below drawn: at once where there are some, for the first time when their place is in sight.
+  // Have the figures below follow: at once where there are some, for the first time when their place is in sight.
   // Before, the browser has to read plotly, for which it stands still a second or two on a slow core.
   illustrate() {
-    const place = document.getElementById("figures");
-    if (!place || props.offline || ![...this.lanes.values()].every((lane) => lane.known)) return;
+    const place = this.unsight();
+    if (!place || props.offline) return;
     const ask = () => trigger("illustrate", {});
-    if (place.querySelector(".js-plotly-plot")) return ask();
+    if (place.querySelector(":scope > .block")) return ask(); // drawn anew, or hidden where there is nothing to draw
+    if (!MAIN.every((id) => this.lanes.get(id).known)) return;
     place.dataset.due = "";
     this.sight = new IntersectionObserver(
       (seen) => {
@@ -169,6 +170,14 @@ class Arena {
       { rootMargin: "0px 0px -64px" },
     );
     this.sight.observe(place);
+  }
+
+  // No figures are waited for any more; where they would stand.
+  unsight() {
+    this.sight?.disconnect();
+    const place = document.getElementById("figures");
+    if (place) delete place.dataset.due;
+    return place;
   }
 
   // A link filled in the page's fields; where it names a call, the replay goes there after the race.
@@ -193,6 +202,7 @@ class Arena {
     this.replay.sleep();
     this.source("");
     this.idle(state);
+    this.illustrate();
   }
 
   // A recorded race, at its end.
@@ -214,7 +224,7 @@ class Arena {
   begin(frame, state) {
     this.race = frame.race;
     this.over = false;
-    this.sight?.disconnect();
+    this.unsight();
     document.dispatchEvent(new CustomEvent("space:close"));
     this.replay.sleep();
     this.show(Object.keys(frame.lanes));

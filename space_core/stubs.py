@@ -4,7 +4,8 @@ Whenever it is imported, Gradio 6 parses the source of each of its components an
 it, though the stub is there: half of its import (5.7 seconds against 3.0, medians of three on a slow core,
 2026-11-27), spent before a page can answer. And it tries to import matplotlib before and after each step of a
 generator. Where there is none, all of sys.path is looked through each time, since Python remembers no import
-that failed: a sixth of what a message of a stream costs the server (2026-11-28).
+that failed: a sixth of what a message of a stream costs the server (2026-11-28). Also here: how a script
+comes before Gradio's own (`assets/frames.js`).
 """
 
 from __future__ import annotations

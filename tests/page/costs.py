@@ -5,12 +5,15 @@ half a second: while the unwatched one runs the page has nothing to paint. So bo
 moments of a machine that others use as well, on which a whole race takes a tenth more or less than the one
 before. Prints one JSON object:
 
-    decode_ratio      seconds of the watched race's calls over those of the same calls unwatched, the middle race
+    decode_ratio      seconds of the watched race's calls over those of the same calls unwatched, the middle race;
+                      what the page does while it rests (`resting`) is in both
+    resting           share of a core that all of the browser takes then
     quartiles         of the races
     races             the same for each of them, in order
     lag_ms            how late a timer of 20 ms comes in the page during the races
     long_tasks        tasks over 50 ms in the page during them: how many, and the longest
     after             the same for the two seconds behind a race, when plotly draws what stands still
+    plotly            the longest task, once, when the figures come into sight for the first time and plotly is read
     bytes_per_token   what a race's stream brings, over the tokens of both lanes
     first_page        seconds from asking for the address to a replay that can be moved, cold caches
 
@@ -32,7 +35,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from playwright.sync_api import CDPSession, Page, sync_playwright
-from served import CHROMIUM, FLAGS, ROOT, answers, free_port, set_number
+from served import CHROMIUM, FLAGS, ROOT, answers, free_port, illustrated, set_number
 
 PROMPT = '''class Stack:
     """A last-in, first-out stack."""
@@ -172,12 +175,15 @@ def table(told: dict[str, Any]) -> str:
         "",
         "| measured | | aimed at |",
         "|---|---|---|",
-        f"| decode time watched over unwatched, the middle race (quartiles {' and '.join(map(str, told['quartiles']))}) "
+        f"| decode time while the page paints over while it rests, the middle race (quartiles {' and '.join(map(str, told['quartiles']))}) "
         f"| {told['decode_ratio']} | ≤ 1.05 |",
         f"| browser lag in a race, p50 / p95 / max, ms | {' / '.join(map(str, told['lag_ms'].values()))} "
         "| p95 < 100 |",
         f"| tasks over 50 ms in the browser, a race; the longest | {long['count'] / len(races):.1f}; "
         f"{long['longest_ms']} ms | none over 200 ms |",
+        f"| the longest task behind a race; once, when the figures come into sight | "
+        f"{told['after']['long_tasks']['longest_ms']:.0f} ms; {told['plotly']['longest_ms']:.0f} ms | |",
+        f"| a page at rest, of a core | {told['resting']} | |",
         f"| bytes sent per token | {told['bytes_per_token']} | |",
         f"| first page usable: the first visit; the next two, while the model loads, s | {first}; {next_two} | < 2 |",
     ]
@@ -220,6 +226,13 @@ def measure(url: str, server: subprocess.Popen[str], options: argparse.Namespace
         )  # it warms up, and is counted: whoever is told of each message keeps the browser busy
         per_token = stream.bytes / watched["tokens"]
         session.detach()
+        page.evaluate(TAKE)
+        illustrated(page)
+        page.wait_for_timeout(1000)
+        plotly = max(page.evaluate(TAKE)[1], default=0.0)
+        page.evaluate("scrollTo(0, 0)")
+        page.wait_for_timeout(2000)
+        resting = at_rest(page)
         for _ in range(options.repeat):
             page.wait_for_timeout(2000)
             page.evaluate(TAKE)
@@ -249,9 +262,11 @@ def measure(url: str, server: subprocess.Popen[str], options: argparse.Namespace
         "seconds": {
             kind: round(median(turn[kind] for turn in turns), 3) for kind in ("watched", "unwatched")
         },
+        "resting": round(resting, 3),
         "lag_ms": during.lag(),
         "long_tasks": during.long(),
         "after": {"lag_ms": after.lag(), "long_tasks": after.long()},
+        "plotly": {"longest_ms": round(plotly, 1)},
         "bytes_per_token": round(per_token, 1),
         "first_page": [round(seconds, 2) for seconds in first],
     }
@@ -277,6 +292,25 @@ class Seen:
 
     def long(self) -> dict[str, float]:
         return {"count": len(self.tasks), "longest_ms": round(max(self.tasks, default=0.0), 1)}
+
+
+def at_rest(page: Page, seconds: float = 4.0) -> float:
+    """Share of a core that the browser's processes take while nothing happens."""
+
+    def taken() -> float:
+        told = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                name, _, rest = stat.read_text().rpartition(")")
+            except OSError:
+                continue  # it has ended
+            if "chrom" in name or "headless" in name:
+                told += sum(map(int, rest.split()[11:13]))
+        return told / os.sysconf("SC_CLK_TCK")
+
+    before = taken()
+    page.wait_for_timeout(1000 * seconds)
+    return (taken() - before) / seconds
 
 
 def first_page(context: Any, url: str) -> float:

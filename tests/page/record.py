@@ -60,8 +60,6 @@ def film(page: Page, options: argparse.Namespace) -> list[Image.Image]:
     page.click("label:has(input[value=stretched])")
     page.mouse.move(0, 0)
     page.evaluate("document.activeElement.blur()")
-    page.wait_for_timeout(2500)  # the figures below the first screen are drawn
-    page.evaluate("scrollTo(0, 0)")
     length = float(page.get_attribute("#scrubber", "max") or 0)
     count = round(options.seconds * options.rate)
     pictures = []

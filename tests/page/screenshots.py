@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from served import CHROMIUM, FLAGS, ROOT, serving, under_way
+from served import CHROMIUM, FLAGS, ROOT, illustrated, serving, under_way
 from walking import go, learn, solve
 
 DESKTOP, TALL, LONG, PHONE = (1280, 800), (1280, 1100), (1280, 1500), (390, 844)
@@ -188,7 +188,9 @@ def run(page: Page, phase: str) -> None:
         under_way(page, 40)
         return
     page.wait_for_selector('.arena[data-state="done"]', timeout=120_000)
-    page.wait_for_timeout(3000)  # plotly draws below the first screen
+    illustrated(page)
+    page.wait_for_timeout(1000)
+    page.evaluate("scrollTo(0, 0)")
 
 
 if __name__ == "__main__":

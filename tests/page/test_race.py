@@ -118,6 +118,7 @@ def test_a_further_lane_races_to_its_end(app: Page) -> None:
     accepted.hover()
     assert "of 10 · copied from the text so far · accepted" in (accepted.get_attribute("title") or "")
     assert app.locator("#arena img, #arena script, #arena b").count() == 0
+    illustrated(app)
     expect(app.locator("#clock-figure .legendtext")).to_have_text(["vanilla", "prompt lookup", "SPACE"])
 
     app.uncheck("#lanes input[name=prompt-lookup]")

@@ -172,6 +172,21 @@ def test_a_call_of_an_imported_race_is_refused_with_a_sentence(app: Page, tmp_pa
     expect(app.locator("#source .tag")).to_have_text("your race")
 
 
+@pytest.mark.more
+def test_a_trace_of_one_lane_has_no_figures_and_takes_those_before_it_away(app: Page, tmp_path: Path) -> None:
+    race(app)
+    illustrated(app)
+    share(app)
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps(json.loads(save(app, "trace", tmp_path).read_text())["traces"][0]))
+    open_trace(app, bare)
+    expect(app.locator("#source .tag")).to_have_text("file")
+    expect(app.locator("#figures > .block")).to_have_count(0)
+    expect(app.locator("#figures")).to_be_hidden()
+    race(app)
+    illustrated(app)
+
+
 def hostile_file(path: Path) -> Path:
     """A race whose every text would run, were it markup or a template."""
     step = {"emitted": [1], "accepted": 0, "drafts": [], "rows": 1, "seconds": 0.01}
