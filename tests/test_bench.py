@@ -560,7 +560,7 @@ def test_planned_calls_are_held_against_the_better_of_plain_and_grid(folder, hum
     assert main(typed) == 0
     assert "above 1.05 in" in capsys.readouterr().out
     data = json.loads(out.read_text())
-    assert data["format"] == "space-bench-planner/1"
+    assert data["format"] == "space-bench-planner/1" and data["abreast"]
     assert [(c["masks"], c["temperature"], c["context"], c["k"]) for c in data["cells"]] == [
         ("untrained", t, n, k) for t in (0, 0.7, 1) for n in (8, 20) for k in (1, 3)
     ]

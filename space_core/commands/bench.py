@@ -183,7 +183,7 @@ def bench_planner(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             repetitions=options.repetitions,
             progress=bar.update,
         )
-    result = {"format": stakes.FORMAT, **about, "cells": scores.to_json(cells)}
+    result = {"format": stakes.FORMAT, **about, "abreast": True, "cells": scores.to_json(cells)}
     return result, f"{_title(result)}, {len(asked)} prompts\n\n{stakes.report(cells)}"
 
 
