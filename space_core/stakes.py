@@ -4,7 +4,8 @@ Over masks (trained, untrained), temperatures, lengths of the prompt and k: each
 its own, whose three ways decode a prompt abreast, token by token in turn. (One after another, pairs of runs
 of a second differ by a third on a shared machine, and cells so measured tell little.) A cell's *stake* is
 planned SPACE's time for a token over that of the better one of the other two, as the median over prompts
-and repetitions; below 1 it wins. ("space-bench-planner/1")
+and repetitions; below 1 it wins. No text ends before its budget: a sampled one that did would share its
+prompt's time among fewer tokens. ("space-bench-planner/1")
 """
 
 from __future__ import annotations
@@ -118,14 +119,15 @@ def _pace(run: Run) -> float:
 
 @contextmanager
 def _masks(model: SpaceModel, kind: str) -> Any:
-    """The model's own masks, or none that anybody trained."""
-    own, costs = model.masks, model.costs
+    """The model's own masks, or none that anybody trained; and no token that ends a text."""
+    own, costs, eos_ids = model.masks, model.costs, model.eos_ids
+    model.eos_ids = frozenset()
     if kind == "untrained":
         model.masks, model.costs = untrained_masks(model.lm, own.k), {}
     try:
         yield
     finally:
-        model.masks, model.costs = own, costs
+        model.masks, model.costs, model.eos_ids = own, costs, eos_ids
 
 
 def report(cells: Sequence[Cell], allowed: float = 1.05) -> str:
