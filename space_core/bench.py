@@ -2,7 +2,7 @@
 
 All methods decode each prompt one after another, and the order rotates from prompt to prompt, so
 that a machine which grows warm or busy hurts them alike; or, where every method can, all of them at once,
-call by call in turn. A run's seconds are the wall-clock from handing over the prompt ids to the last token,
+a stretch each in turn. A run's seconds are the wall-clock from handing over the prompt ids to the last token,
 for every method. Vanilla runs in every benchmark:
 speed-ups and differences are against its runs of the same prompts in the same minutes.
 
@@ -139,7 +139,7 @@ def measure(
         draft: the draft model of `assisted`.
         prompt_tokens: give every prompt this length: the end of it, behind the prompts before it in
             the list, as often as it takes.
-        abreast: decode each prompt in all columns at once, token by token in turn, rather than in one after
+        abreast: decode each prompt in all columns at once, some tokens each in turn, rather than in one after
             another. On a machine that others use pairs of runs then differ by a twentieth, not by a third;
             transformers' own methods cannot be had so.
         progress: called after each prompt, warm-up included.

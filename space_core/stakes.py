@@ -1,7 +1,7 @@
 """Does the planner ever lose? Planned SPACE against the better of plain decoding and the full grid.
 
 Over masks (trained, untrained), temperatures, lengths of the prompt and k: each cell is a benchmark of
-its own, whose three ways decode a prompt abreast, token by token in turn. (One after another, pairs of runs
+its own, whose three ways decode a prompt abreast, some tokens each in turn. (One after another, pairs of runs
 of a second differ by a third on a shared machine, and cells so measured tell little.) A cell's *stake* is
 planned SPACE's time for a token over that of the better one of the other two, as the median over prompts
 and repetitions; below 1 it wins. No text ends before its budget: a sampled one that did would share its

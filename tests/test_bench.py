@@ -20,7 +20,7 @@ from space_core.bench import Column, Measured, Method, check_output, columns, me
 from space_core.errors import CheckpointError, PromptError, SettingError
 from space_core.model import Masks, SpaceModel
 from space_core.prompts import Prompt, read_prompts, turn_ids
-from space_core.racing import abreast
+from space_core.racing import STRETCH, abreast
 from space_core.scores import Run, Skip, Split, report, summary, to_json
 from space_core.settings import Plan
 from space_core.trace import Step, Stop, Trace
@@ -236,8 +236,8 @@ def test_each_method_goes_on_in_its_own_conversation_and_long_turns_are_skipped(
 
 
 def test_columns_that_go_abreast_decode_the_same_and_none_runs_ahead(opened):
-    prompts = [Prompt("1", "a", ("Hello", "Go on"), chat=True), Prompt("2", "b", ("x" * 500,), chat=False)]
-    lines, settings = columns(["space-grid", "space"], (2,), "auto"), Settings(max_new_tokens=6)
+    prompts = [Prompt("1", "a", ("Hello",), chat=True), Prompt("2", "b", ("x" * 500,), chat=False)]
+    lines, settings = columns(["space-grid", "space"], (2,), "auto"), Settings(max_new_tokens=40)
     moved: list[Column] = []
     measured = measure(opened, prompts, lines, settings, abreast=True, halt=moved.append, warmup=0)
     alone = measure(opened, prompts, lines, settings, warmup=0)
@@ -246,12 +246,12 @@ def test_columns_that_go_abreast_decode_the_same_and_none_runs_ahead(opened):
     steps = {line: [s for run in measured.runs[line] for s in run.trace.steps] for line in lines}
     left = {line: iter(found) for line, found in steps.items()}
     for line in moved:
-        assert lengths[line] == min(lengths.values())
+        assert lengths[line] // STRETCH == min(lengths.values()) // STRETCH
         lengths[line] += len(next(left[line]).emitted)
     assert len(moved) == sum(map(len, steps.values()))
     for line in lines:
         pairs = list(zip(measured.runs[line], alone.runs[line], strict=True))
-        assert len(pairs) == 2
+        assert len(pairs) == 1
         for run, single in pairs:
             assert run.trace.output_ids == single.trace.output_ids
             assert run.trace.prompt_ids == single.trace.prompt_ids
@@ -281,9 +281,9 @@ def test_lanes_abreast_are_charged_for_their_own_calls_alone():
             closed.append(seconds)
 
     lanes = {"slow": lane(4.0, 1, 1, 1), "fast": lane(1.0, 2, 1)}
-    told = [(name, seconds) for name, _, seconds in abreast(lanes, lambda: now[0])]
+    told = [(name, seconds) for name, _, seconds in abreast(lanes, lambda: now[0], 1)]
     assert told == [("slow", 4), ("fast", 1), ("slow", 4), ("slow", 4), ("fast", 1)]
-    left = abreast({"slow": lane(5.0, 1, 1), "fast": lane(6.0, 1)}, lambda: now[0])
+    left = abreast({"slow": lane(5.0, 1, 1), "fast": lane(6.0, 1)}, lambda: now[0], 1)
     next(left), next(left)
     left.close()
     assert closed == [4, 1, 5, 6]
