@@ -51,6 +51,8 @@ BESIDE_COPIES = 0.3
 PROBE_MASKS = 2
 FREE = 1.1
 """A call that takes no more plain calls than this is as good as one."""
+HOPE = 0.9
+"""How often the masks of one's hopes are right; where not even these would earn their rows, none is tried."""
 TRUSTED, AGAIN = 4, 1
 """Calls that masks are given to show that tokens come cheaper with them, at first and when tried again."""
 FIRST_PAUSE, LONGEST_PAUSE = 6, 96
@@ -138,8 +140,9 @@ class AutoPlanner:
         timed: bool = False,
     ) -> None:
         self.k, bare = k, cost if bare is None else bare
+        self.hopeful = _could_pay(k, cost, bare)
         # Untrained masks would mostly be in vain behind the prompt too, unless they are all but free.
-        self.opening = k if trained or cost[1 + k] <= FREE * bare[1] else 0
+        self.opening = k if self.hopeful and (trained or cost[1 + k] <= FREE * bare[1]) else 0
         self.meter = Meter(cost, bare, timed)
         self.learned = Experience(k, trained)
         self._repeats = False
@@ -154,8 +157,9 @@ class AutoPlanner:
         self._plain = Layout.steady((0,))
 
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
-        if self.idle and self.idle < self.pause and not guesses and not copies:
-            self.idle += 1  # masks are not worth it, as was found a few calls ago
+        waits = not self.hopeful or 0 < self.idle < self.pause
+        if waits and not guesses and not copies:
+            self.idle += 1  # masks are not worth it, as was found a few calls ago, or before the first
             self._judged, self._repeats = ((), False), False
             self.meter.plan(1, False)
             return Plan(0, self._plain)
@@ -170,12 +174,15 @@ class AutoPlanner:
         price = self.meter.seconds(1, False) * paid / tokens
         # Whatever masks promise, there are none where tokens have come dearer than plain calls would have
         # brought them.
-        masks = self._best(survival, price, masks=self._repeats or paid <= tokens)
+        may = self.hopeful and (self._repeats or paid <= tokens)
+        masks = self._best(survival, price, masks=may)
         if any(masks):
             self.idle = 0
             if len(masks) > 1 or masks[0] > PROBE_MASKS:
                 self.pause = FIRST_PAUSE
-        elif not self._repeats:  # where copies do without masks, these were not found wanting
+        elif (
+            self.hopeful and not self._repeats
+        ):  # where copies do without masks, these were not found wanting
             self.idle += 1
             if self.idle > self.pause:
                 self.idle, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
@@ -232,6 +239,13 @@ class AutoPlanner:
         for _, group in fed:
             groups[group] += 1
         return tuple(groups)
+
+
+def _could_pay(k: int, cost: npt.NDArray[np.float64], bare: npt.NDArray[np.float64]) -> bool:
+    """Whether some number of hopeful masks wins more than their rows cost, and those that judge them."""
+    many = np.arange(1, k + 1)
+    won = np.cumsum(HOPE**many) * bare[1]
+    return bool(np.any(won >= (cost[1 + many] - bare[1]) + (bare[1 + many] - bare[1])))
 
 
 class Meter:

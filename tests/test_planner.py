@@ -115,6 +115,22 @@ def test_masks_that_nobody_trained_are_asked_seldom_and_where_they_are_free_alwa
     assert AutoPlanner(5, FREE, trained=False).opening == 5 == GridPlanner(5).opening
 
 
+@pytest.mark.parametrize(
+    "k, mask, judging, pays", [(1, 1.77, 1.37, False), (1, 1.3, 1.1, True), (8, 1.77, 1.37, True)]
+)
+def test_masks_that_could_not_pay_if_they_were_right_are_never_tried(k, mask, judging, pays):
+    """One mask that costs 0.77 plain calls and its judging 0.37 wins a token at most; copies are judged all the same."""
+    cost = curve({1: 1.0, 2: mask, 9: mask + 0.4, 81: mask + 3}, (k + 1) ** 2)
+    planner = AutoPlanner(k, cost, curve({1: 1.0, 2: judging, 9: judging + 0.3}, k + 1), trained=True)
+    assert (planner.opening > 0) == pays
+    world = World(planner, cost, k, seed=1)
+    world.chances = [0.5] * planner.opening
+    assert any(plan.layout.n_masks for plan in world.run(200, 0.2).plans) == pays
+    assert all(plan.drafts == 0 for plan in world.plans) != pays
+    plan = planner.next(99, (), (0.99,) * k)
+    assert plan.copied and plan.drafts == k
+
+
 def test_unsure_drafts_are_not_judged_and_get_no_group():
     planner = AutoPlanner(5, CPU)
     sure, unsure = planner.next(999, [0.97] * 5), planner.next(999, [0.97, 0.03, 0.03, 0.03, 0.03])
