@@ -1,10 +1,10 @@
 """The benchmark: prompts × methods on one model ("space-bench/1").
 
 All methods decode each prompt one after another, and the order rotates from prompt to prompt, so
-that a machine which grows warm or busy hurts them alike; or, where every method can, all of them at once,
-a stretch each in turn. A run's seconds are the wall-clock from handing over the prompt ids to the last token,
-for every method. Vanilla runs in every benchmark:
-speed-ups and differences are against its runs of the same prompts in the same minutes.
+that a machine which grows warm or busy hurts them alike; or, where every method can, all of them at
+once, a stretch each in turn. A run's seconds are the wall-clock from handing over the prompt ids to the
+last token, for every method. Vanilla runs in every benchmark: speed-ups and differences are against its
+runs of the same prompts in the same minutes.
 
 This room runs decoders; what is made of their traces is in `scores`.
 """

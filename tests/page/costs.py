@@ -221,10 +221,9 @@ def measure(url: str, server: subprocess.Popen[str], options: argparse.Namespace
         turns: list[dict[str, float]] = []
         during, after = Seen(), Seen()
         tell(server, "whole")
-        watched = race(
-            page
-        )  # it warms up, and is counted: whoever is told of each message keeps the browser busy
-        per_token = stream.bytes / watched["tokens"]
+        # One warms up, and is counted: a browser that tells of each message is busy with it.
+        tokens = race(page)
+        per_token = stream.bytes / tokens
         session.detach()
         page.evaluate(TAKE)
         illustrated(page)
@@ -252,7 +251,7 @@ def measure(url: str, server: subprocess.Popen[str], options: argparse.Namespace
         "browser": Path(CHROMIUM or "").name,
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
-        "tokens_per_race": watched["tokens"],
+        "tokens_per_race": tokens,
         "decode_ratio": round(median(ratios), 3),
         "quartiles": [round(ratio, 3) for ratio in quantiles(ratios, n=4)[::2]]
         if len(ratios) > 1
@@ -344,8 +343,8 @@ def said(server: subprocess.Popen[str], word: str) -> str:
     sys.exit("the page ended")
 
 
-def race(page: Page) -> dict[str, Any]:
-    """A race on the page, its calls' seconds and tokens as its last frame tells them."""
+def race(page: Page) -> int:
+    """A race on the page; its lanes' tokens, as its last frame tells them."""
     before = page.get_attribute(".arena", "data-race") or ""
     page.click("#race")
     page.wait_for_function(
@@ -355,8 +354,7 @@ def race(page: Page) -> dict[str, Any]:
         timeout=120_000,
         polling=200,  # by default it asks at every frame, which makes the browser paint sixty a second
     )
-    lanes = page.evaluate("window.told").values()
-    return {name: sum(lane[name] for lane in lanes) for name in ("seconds", "tokens")}
+    return sum(lane["tokens"] for lane in page.evaluate("window.told").values())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from served import CHROMIUM, FLAGS, ROOT, serving, set_number
+from served import CHROMIUM, FLAGS, ROOT, illustrated, serving, set_number
 
 MOST = 3_000_000
 """Bytes that the file may have."""
@@ -60,6 +60,8 @@ def film(page: Page, options: argparse.Namespace) -> list[Image.Image]:
     page.click("label:has(input[value=stretched])")
     page.mouse.move(0, 0)
     page.evaluate("document.activeElement.blur()")
+    illustrated(page)  # now, and not in the midst of the film
+    page.evaluate("scrollTo(0, 0)")
     length = float(page.get_attribute("#scrubber", "max") or 0)
     count = round(options.seconds * options.rate)
     pictures = []
