@@ -33,10 +33,14 @@ from space_core.planner import (
     MEMORY,
     PROBE_MASKS,
     REPEATS,
+    TRIES,
     TRUSTED,
+    Credit,
     Experience,
     Meter,
     Plan,
+    could_pay,
+    opening,
 )
 
 Array = npt.NDArray[np.float64]
@@ -58,7 +62,10 @@ class Ask:
 
 
 class BatchPlanner(Protocol):
-    """Decides the rows of each steady call of a batch."""
+    """Decides the rows of each call of a batch, but for those that read the prompts."""
+
+    def first(self, sequences: int) -> int:
+        """How many masks each of so many sequences has in the first call."""
 
     def next(self, asks: Sequence[Ask]) -> list[Plan]:
         """Plan a call: one plan for each sequence that is still there."""
@@ -79,6 +86,9 @@ class BatchPlanner(Protocol):
 class PlainBatch:
     """Plain decoding's calls: one row for each sequence."""
 
+    def first(self, sequences: int) -> int:
+        return 0
+
     def next(self, asks: Sequence[Ask]) -> list[Plan]:
         return [Plan(0, Layout.steady((0,))) for _ in asks]
 
@@ -93,7 +103,10 @@ class GridBatch:
     """The paper's calls: all drafts, k + 1 groups of k masks, for every sequence."""
 
     def __init__(self, k: int) -> None:
-        self._layout = Layout.grid(k)
+        self.k, self._layout = k, Layout.grid(k)
+
+    def first(self, sequences: int) -> int:
+        return self.k
 
     def next(self, asks: Sequence[Ask]) -> list[Plan]:
         layouts = [self._layout.within(ask.left) for ask in asks]
@@ -118,19 +131,35 @@ class AutoBatch:
     """
 
     def __init__(self, k: int, cost: Array, bare: Array, trained: bool = True, timed: bool = False) -> None:
-        self.k, self.cost, self.bare = k, cost, bare
+        self.k, self.cost, self.bare, self.trained = k, cost, bare, trained
         self.learned = Experience(k, trained)
         # What the tokens of late have cost, and what they would have cost in plain calls: sums that forget.
         # Their ratio stays a price when sequences leave, and plain calls with them become dearer a token.
         self.paid, self.plain = float(TRUSTED), TRUSTED * 1.3
         self.meter = Meter(cost, bare, timed)
         self.pause, self.idle = FIRST_PAUSE, 0
-        self._judged: list[tuple[Sequence[float], bool]] = []
+        self.credit = Credit()
+        self._hopeful: dict[int, bool] = {}
+        self._fed = (0, 0)  # drafts and masks of each sequence in the call
+        self._judged: list[tuple[Sequence[float], bool, int]] = []  # confidences, copied, drafts
         self._asked = 0
         d = np.arange(k + 1)
         self._after = 1 + d[:, None] + np.arange(k * (k + 1) + 1)[None, :]
         self._reachable = d[None, :] <= d[:, None]  # [d, g]
         self._below = d[None, :] < d[:, None]
+
+    def first(self, sequences: int) -> int:
+        if not self.hopeful(sequences):
+            return 0
+        masks = opening(self.k, self.cost, self.bare, self.trained, sequences)
+        self.credit.book(1.0 - self.meter.calls(sequences * (1 + masks), masks > 0, sequences))
+        return masks
+
+    def hopeful(self, sequences: int) -> bool:
+        """Whether masks could pay at all in calls of so many sequences."""
+        if sequences not in self._hopeful:
+            self._hopeful[sequences] = could_pay(self.k, self.cost, self.bare, sequences)
+        return self._hopeful[sequences]
 
     def next(self, asks: Sequence[Ask]) -> list[Plan]:
         n, k = len(asks), self.k
@@ -147,9 +176,10 @@ class AutoBatch:
             best = theirs if copied[-1] else ours
             survival[row, : len(best)] = best
         # Whatever masks promise, there are none where tokens have come dearer than by plain calls.
-        allowed = all(repeats) or self.paid <= self.plain
+        hopeful = self.hopeful(n)
+        allowed = hopeful and (all(repeats) or self.paid <= self.plain)
         drafts, n_masks, order, gains = self._best(survival, repeats, token, allowed)
-        probing = self._probe(n_masks, all(repeats))
+        probing = hopeful and self._probe(n_masks, all(repeats))
         plans = []
         for row, ask in enumerate(asks):
             reach = min(drafts, int((survival[row] > 0).sum()) - 1)
@@ -161,12 +191,12 @@ class AutoBatch:
             layout = Layout.steady(tuple(masks)).within(ask.left)
             plans.append(Plan(layout.n_drafts, layout, copied[row]))
         self._judged = [
-            (ask.copies if plan.copied else ask.guesses, plan.copied)
+            (ask.copies if plan.copied else ask.guesses, plan.copied, plan.drafts)
             for ask, plan in zip(asks, plans, strict=True)
         ]
         real = max(plan.layout.n_real for plan in plans)
         masks = max(plan.layout.n_masks for plan in plans)
-        self._asked = n
+        self._asked, self._fed = n, (real - 1, masks)
         self.meter.plan(n * (real + masks), masks > 0)
         return plans
 
@@ -174,15 +204,26 @@ class AutoBatch:
         paid = self.meter.ran(self._asked)  # in plain calls of these sequences
         if not self._judged:  # the first call was not planned
             return
-        right = []
-        for (confidences, copied), known in zip(self._judged, stood, strict=True):
+        right, accepted, judging = [], 0, 0
+        for (confidences, copied, drafts), known in zip(self._judged, stood, strict=True):
             self.learned.judge(confidences, copied, known)
             if known and not copied:
                 right.append(all(known))
+            if drafts and not copied:
+                judging += 1
+                accepted += sum(known[:drafts])
         if 2 * sum(right) > len(right):  # masks that are right again are asked again at once
             self.idle = self.pause = FIRST_PAUSE
         self.plain = self.plain * MEMORY + emitted / self._asked
         self.paid = self.paid * MEMORY + paid
+        n, (drafts, masks) = self._asked, self._fed
+        won = TRIES * paid + accepted / n
+        if masks or judging:
+            bare = self.meter.calls(n * (1 + drafts), False, n)
+            won -= (bare - 1) * judging / n  # the rest judge copies
+            if masks:
+                won -= self.meter.calls(n * (1 + drafts + masks), True, n) - bare
+        self.credit.book(won)
 
     def took(self, seconds: float) -> None:
         self.meter.took(seconds)
@@ -229,7 +270,7 @@ class AutoBatch:
         if repeats:
             return False
         self.idle += 1
-        if self.idle <= self.pause:
+        if self.idle <= self.pause or self.credit.left <= 0:
             return False
         self.idle, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
         self.paid, self.plain = float(AGAIN), AGAIN * 1.3

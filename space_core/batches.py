@@ -135,9 +135,11 @@ class _Script:
     """A planner that follows a list; another one plans beside it, for what planning costs."""
 
     def __init__(self, layouts: Sequence[Layout], k: int) -> None:
-        self._layouts = iter(layouts)
-        self._k = k
+        self._layouts, self._k = iter(layouts), k
         self._beside: AutoBatch | None = None
+
+    def first(self, sequences: int) -> int:
+        return self._k
 
     def next(self, asks: Sequence[Ask]) -> list[PlannedCall]:
         if self._beside is None:
@@ -180,19 +182,20 @@ class _Member:
 
 def decode(runs: Sequence[_Run], planner: BatchPlanner) -> Iterator[tuple[Step | None, ...]]:
     """Decode the runs together until the last one has ended."""
-    model, settings = runs[0].model, runs[0].settings
+    model = runs[0].model
     start = model.clock()
     calls = Calls(model, len(runs))
     calls.read([run.prompt_ids for run in runs])
     plain = isinstance(planner, PlainBatch)
     for run in () if plain else runs:
         run.index()
+    masks = planner.first(len(runs))
     members = [
         _Member(
             place,
             run,
             run.prompt_ids[-1],
-            PlannedCall(0, Layout.steady((0 if plain else min(settings.k, run.left - 1),))),
+            PlannedCall(0, Layout.steady((min(masks, run.left - 1),))),
             Drafts(),
             Drafts(),
         )
@@ -237,7 +240,7 @@ def decode(runs: Sequence[_Run], planner: BatchPlanner) -> Iterator[tuple[Step |
             calls.cache.keep([i for i, step in enumerate(steps) if not step.stop])
         plans = planner.next([ask for *_, ask in asks]) if asks else []
         for (m, copies, _), m.plan in zip(asks, plans, strict=True):
-            m.tried = m.run.copied(*copies) if m.plan.copied else m.tried
+            m.tried = m.run.tried(m.plan, m.tried, *copies)
             m.drafts = m.tried.first(m.plan.drafts)
         seconds = model.clock() - start
         planner.took(seconds)

@@ -84,15 +84,19 @@ def space(
 def _space(run: _Run, planner: Planner) -> Iterator[Step]:
     model, prompt_ids = run.model, run.prompt_ids
     last = list(prompt_ids[run.known :])
-    layout = Layout.first(len(last), min(planner.opening, run.left - 1))
+    masks = planner.first(apart=model.reads_apart(len(last), run.cache))
+    layout = Layout.first(len(last), min(masks, run.left - 1))
     drafts = tried = Drafts()  # those that are judged, and those at hand, of which the planner chose them
     start = model.clock()
     run.index()
     while True:
         judged = model.call(layout, [*last, *drafts.ids], run.cache)
-        verdict = run.verify(judged.real, drafts)
-        guessed = run.draft(judged, verdict, layout, drafts) if layout.n_masks else None
-        accepted, own, guesses = run.fetch(verdict, guessed)
+        if drafts or layout.n_masks:
+            verdict = run.verify(judged.real, drafts)
+            guessed = run.draft(judged, verdict, layout, drafts) if layout.n_masks else None
+            accepted, own, guesses = run.fetch(verdict, guessed)
+        else:
+            accepted, own, guesses = 0, run.undrafted(judged.real), Drafts()
         run.cache.commit(run.length + accepted)
         emitted, stop = run.emit([*drafts.ids[:accepted], own])
         guesses = guesses.first(len(layout.drafting_rows(accepted)))
@@ -101,7 +105,7 @@ def _space(run: _Run, planner: Planner) -> Iterator[Step]:
         copies, sure = run.copies()
         if not stop:
             plan = planner.next(run.left, guesses.sure, (sure,) * len(copies) if copies else ())
-            tried = run.copied(copies, sure) if plan.copied else guesses
+            tried = run.tried(plan, guesses, copies, sure)
         chosen = Drafts() if stop else tried.first(plan.drafts)
         seconds = model.clock() - start
         planner.took(seconds)
@@ -250,7 +254,9 @@ class _Run:
             return verify_greedy(likeliest(logits), tokens)
         p = self.distribution(logits)
         uniforms = self.uniforms(1 + len(drafts), p)
-        return self.judge(p, p[:0] if drafts.q is None else drafts.q, tokens, uniforms)
+        if drafts.q is None:  # nothing to judge: a third of the time, and the same token
+            return Verdict(tokens.new_zeros(()), draw(p, uniforms)[0])
+        return self.judge(p, drafts.q, tokens, uniforms)
 
     def undrafted(self, logits: Tensor) -> int:
         """The token of a plain call. [1, V]"""
@@ -363,6 +369,15 @@ class _Run:
             ids = ids[: ids.index(self.model.mask_token_id)]
         return ids, sure
 
+    def tried(self, plan: PlannedCall, guesses: Drafts, ids: list[int], sure: float) -> Drafts:
+        """Of the guesses and the copies at hand those that the plan prefers."""
+        if not plan.copied:
+            return guesses
+        if plan.drafts:
+            # Of copies that no call judges nothing is learned when sampling; each is a whole distribution.
+            return self.copied(ids if self.settings.greedy else ids[: plan.drafts], sure)
+        return Drafts(tuple(ids), (), (sure,) * len(ids), copied=True)
+
     def copied(self, ids: list[int], sure: float) -> Drafts:
         """Drafts that are certain of one token each: their distribution has no other."""
         if not ids:
@@ -442,9 +457,12 @@ class _Script:
     """A planner that follows a list; it plans beside it, for what planning costs."""
 
     def __init__(self, layouts: Sequence[Layout], k: int) -> None:
-        self._layouts, self.opening = iter(layouts), k
+        self._layouts, self._k = iter(layouts), k
         flat = np.ones((k + 1) ** 2 + 1)
         self._beside = AutoPlanner(k, flat, flat)
+
+    def first(self, apart: bool) -> int:
+        return self._k
 
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> PlannedCall:
         self._beside.next(left, guesses, copies)

@@ -49,6 +49,10 @@ REPEATS = 0.5
 BESIDE_COPIES = 0.3
 """Share of their worth that masks are believed to have there, to begin with."""
 PROBE_MASKS = 2
+CREDIT, MOST_CREDIT = 1.0, 4.0
+"""Plain calls that masks may lose in tries, to begin with and at most."""
+TRIES = 0.01
+"""Share of the time that they may lose so as the run goes on."""
 FREE = 1.1
 """A call that takes no more plain calls than this is as good as one."""
 HOPE = 0.9
@@ -72,13 +76,14 @@ class Plan:
 
 
 class Planner(Protocol):
-    """Decides the rows of each steady call of one run.
+    """Decides the rows of each call of one run."""
 
-    Attributes:
-        opening: masks behind the prompt, in the first call.
-    """
+    def first(self, apart: bool) -> int:
+        """How many masks the call that reads the prompt feeds.
 
-    opening: int
+        Args:
+            apart: they would be fed in a forward of their own, behind the prompt's.
+        """
 
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
         """Plan a call.
@@ -106,7 +111,10 @@ class GridPlanner:
     """The paper's calls: all drafts, k + 1 groups of k masks."""
 
     def __init__(self, k: int) -> None:
-        self.opening, self._layout = k, Layout.grid(k)
+        self.k, self._layout = k, Layout.grid(k)
+
+    def first(self, apart: bool) -> int:
+        return self.k
 
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
         layout = self._layout.within(left)
@@ -140,9 +148,8 @@ class AutoPlanner:
         timed: bool = False,
     ) -> None:
         self.k, bare = k, cost if bare is None else bare
-        self.hopeful = _could_pay(k, cost, bare)
-        # Untrained masks would mostly be in vain behind the prompt too, unless they are all but free.
-        self.opening = k if self.hopeful and (trained or cost[1 + k] <= FREE * bare[1]) else 0
+        self.hopeful = could_pay(k, cost, bare)
+        self._opening = opening(k, cost, bare, trained) if self.hopeful else 0
         self.meter = Meter(cost, bare, timed)
         self.learned = Experience(k, trained)
         self._repeats = False
@@ -153,14 +160,25 @@ class AutoPlanner:
         self.paid = {repeats: float(TRUSTED) for repeats in (False, True)}
         self.row = float(bare[k + 1] - bare[1]) / k  # what judging a draft adds to a call
         self.pause, self.idle = FIRST_PAUSE * (1 if trained else NEVER_TRAINED), 0
+        self.credit = Credit()
+        self._late = 0  # masks that the first steady call owes
         self._judged: tuple[Sequence[float], bool] = ((), False)
+        self._fed = (0, 0)  # drafts and masks of the call
         self._plain = Layout.steady((0,))
 
+    def first(self, apart: bool) -> int:
+        if apart:  # the call behind has room for them, and writes a token besides
+            self._late = self._opening
+            return 0
+        self.credit.book(1.0 - self.meter.calls(1 + self._opening, self._opening > 0))
+        return self._opening
+
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
+        late, self._late = self._late, 0
         waits = not self.hopeful or 0 < self.idle < self.pause
-        if waits and not guesses and not copies:
+        if waits and not late and not guesses and not copies:
             self.idle += 1  # masks are not worth it, as was found a few calls ago, or before the first
-            self._judged, self._repeats = ((), False), False
+            self._judged, self._repeats, self._fed = ((), False), False, (0, 0)
             self.meter.plan(1, False)
             return Plan(0, self._plain)
         survival, of_copies = self.learned.survival(guesses, False), self.learned.survival(copies, True)
@@ -176,20 +194,20 @@ class AutoPlanner:
         # brought them.
         may = self.hopeful and (self._repeats or paid <= tokens)
         masks = self._best(survival, price, masks=may)
-        if any(masks):
+        if late:
+            masks = (*masks[:-1], late)
+        elif any(masks):
             self.idle = 0
             if len(masks) > 1 or masks[0] > PROBE_MASKS:
                 self.pause = FIRST_PAUSE
-        elif (
-            self.hopeful and not self._repeats
-        ):  # where copies do without masks, these were not found wanting
+        elif self.hopeful and not self._repeats:  # where copies do without masks, these are not found wanting
             self.idle += 1
-            if self.idle > self.pause:
+            if self.idle > self.pause and self.credit.left > 0:
                 self.idle, self.pause = 0, min(2 * self.pause, LONGEST_PAUSE)
                 self.tokens[False], self.paid[False] = AGAIN * 1.3, float(AGAIN)
                 masks = (*masks[:-1], min(PROBE_MASKS, self.k))
         layout = Layout.steady(masks).within(left)
-        self._judged = copies if copied else guesses, copied
+        self._judged, self._fed = (copies if copied else guesses, copied), (layout.n_drafts, layout.n_masks)
         self.meter.plan(layout.rows, layout.n_masks > 0)
         return Plan(layout.n_drafts, layout, copied)
 
@@ -198,9 +216,18 @@ class AutoPlanner:
         self.learned.judge(confidences, copied, stood)
         if stood and all(stood) and not copied:  # masks that are right again are asked again at once
             self.idle = self.pause = FIRST_PAUSE
-        here = self._repeats
+        here, paid = self._repeats, self.meter.ran()
         self.tokens[here] = self.tokens[here] * MEMORY + emitted
-        self.paid[here] = self.paid[here] * MEMORY + self.meter.ran(1)
+        self.paid[here] = self.paid[here] * MEMORY + paid
+        drafts, masks = self._fed
+        won = TRIES * paid
+        if masks or (drafts and not copied):
+            bare = self.meter.calls(1 + drafts, False)
+            if masks:
+                won -= self.meter.calls(1 + drafts + masks, True) - bare
+            if not copied:  # copies and what they win are none of the masks' business
+                won += emitted - bare
+        self.credit.book(won)
 
     def took(self, seconds: float) -> None:
         self.meter.took(seconds)
@@ -241,11 +268,43 @@ class AutoPlanner:
         return tuple(groups)
 
 
-def _could_pay(k: int, cost: npt.NDArray[np.float64], bare: npt.NDArray[np.float64]) -> bool:
+def could_pay(
+    k: int, cost: npt.NDArray[np.float64], bare: npt.NDArray[np.float64], sequences: int = 1
+) -> bool:
     """Whether some number of hopeful masks wins more than their rows cost, and those that judge them."""
     many = np.arange(1, k + 1)
-    won = np.cumsum(HOPE**many) * bare[1]
-    return bool(np.any(won >= (cost[1 + many] - bare[1]) + (bare[1 + many] - bare[1])))
+    won, plain = np.cumsum(HOPE**many), bare[sequences]
+    rows = sequences * (1 + many)
+    return bool(np.any(won * plain >= (cost[rows] - plain) + (bare[rows] - plain)))
+
+
+def opening(
+    k: int,
+    cost: npt.NDArray[np.float64],
+    bare: npt.NDArray[np.float64],
+    trained: bool,
+    sequences: int = 1,
+) -> int:
+    """Masks of the first call that has any: untrained ones, mostly in vain, where they are all but free."""
+    return k if trained or cost[sequences * (1 + k)] <= FREE * bare[sequences] else 0
+
+
+class Credit:
+    """What masks may lose where nothing but a try can tell whether they pay.
+
+    In hard text two in five of them are right, and each try loses a part of a call. So they are tried only as
+    long as what they have cost, beyond what they have brought, is made up for by a small share of the time.
+
+    Attributes:
+        left: plain calls.
+    """
+
+    def __init__(self) -> None:
+        self.left = CREDIT
+
+    def book(self, won: float) -> None:
+        """Plain calls that masks, or the judging of what they guessed, have won; below 0 if they lost."""
+        self.left = min(self.left + won, MOST_CREDIT)
 
 
 class Meter:
@@ -277,12 +336,14 @@ class Meter:
         """The next call has so many rows."""
         self._planned = rows, masked
 
-    def ran(self, plain: int) -> float:
+    def calls(self, rows: int, masked: bool, plain: int = 1) -> float:
+        """The same in calls of so many bare rows."""
+        return self.seconds(rows, masked) / (self.seconds(plain, False) or 1.0)
+
+    def ran(self, plain: int = 1) -> float:
         """The call planned last has run: its cost in calls of so many bare rows; 0 if none was planned."""
         self._ran = self._planned
-        if self._planned is None:
-            return 0.0
-        return self.seconds(*self._planned) / (self.seconds(plain, False) or 1.0)
+        return 0.0 if self._planned is None else self.calls(*self._planned, plain)
 
     def took(self, seconds: float) -> None:
         """How long the call lasted that ran last."""

@@ -16,7 +16,7 @@ import space_core
 from space_core import Settings
 from space_core.adapter import GatedAdapter
 from space_core.batch_drafts import draft
-from space_core.batch_planner import Ask, AutoBatch, GridBatch
+from space_core.batch_planner import Ask, AutoBatch, GridBatch, PlainBatch
 from space_core.batches import Calls, decode, plain_batch, planner, runs
 from space_core.cache import BlockCache, RaggedCache
 from space_core.cost import Costs
@@ -356,15 +356,26 @@ def test_no_row_serves_a_token_behind_the_budget():
             assert all(g + masks < left for g, masks in enumerate(plan.layout.masks) if masks)
 
 
-def test_masks_that_were_given_up_are_tried_again():
+@pytest.mark.parametrize(("row", "pays"), [(0.2, True), (0.5, False)])
+def test_masks_that_were_given_up_are_tried_again(row, pays):
+    """But never where they could not pay if they were right; copies are judged all the same."""
     n = 2
-    dear = AutoBatch(3, linear(0.5, n), linear(0.5, n), trained=False)
+    planner = AutoBatch(3, linear(row, n), linear(row, n))
+    assert planner.first(n) == (3 if pays else 0)
     tried = []
     for _ in range(60):
-        plans = dear.next([Ask(50)] * n)
+        plans = planner.next([Ask(50)] * n)
         tried.append(any(p.layout.n_masks for p in plans))
-        dear.learn([[]] * n, n)
-    assert 1 <= sum(tried) < 12
+        planner.learn([[]] * n, n)
+    assert (1 if pays else 0) <= sum(tried) < (12 if pays else 1)
+    plans = planner.next([Ask(50, (), (0.99,) * 3)] * n)
+    assert all(plan.copied and plan.drafts == 3 for plan in plans)
+
+
+def test_untrained_masks_open_a_batch_only_where_they_are_free():
+    for row, trained, opening in ((0.1, False, 0), (0.1, True, 3), (0.001, False, 3)):
+        assert AutoBatch(3, linear(row, 2), linear(row, 2), trained).first(2) == opening
+    assert GridBatch(3).first(2) == 3 and PlainBatch().first(2) == 0
 
 
 def crowd(planner, price, n, chance, sure, masked=1.0, calls=200, seed=0):

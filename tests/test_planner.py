@@ -104,7 +104,7 @@ def test_masks_that_nobody_trained_are_asked_seldom_and_where_they_are_free_alwa
     tried = {}
     for trained, opening in ((True, 5), (False, 0)):
         planner = AutoPlanner(5, CPU, trained=trained)
-        assert planner.opening == opening
+        assert planner.first(apart=False) == opening
         world = World(planner, CPU, 5, seed=1)
         world.chances = [0.01] * opening
         world.run(60, 0.0)
@@ -112,7 +112,8 @@ def test_masks_that_nobody_trained_are_asked_seldom_and_where_they_are_free_alwa
         world.run(300, 0.9)
         assert np.mean([plan.layout.n_masks > 0 for plan in world.plans[-40:]]) > 0.9, trained
     assert 1 <= tried[False] < tried[True]
-    assert AutoPlanner(5, FREE, trained=False).opening == 5 == GridPlanner(5).opening
+    for planner in (AutoPlanner(5, FREE, trained=False), GridPlanner(5)):
+        assert planner.first(apart=False) == 5
 
 
 @pytest.mark.parametrize(
@@ -122,13 +123,41 @@ def test_masks_that_could_not_pay_if_they_were_right_are_never_tried(k, mask, ju
     """One mask that costs 0.77 plain calls and its judging 0.37 wins a token at most; copies are judged all the same."""
     cost = curve({1: 1.0, 2: mask, 9: mask + 0.4, 81: mask + 3}, (k + 1) ** 2)
     planner = AutoPlanner(k, cost, curve({1: 1.0, 2: judging, 9: judging + 0.3}, k + 1), trained=True)
-    assert (planner.opening > 0) == pays
+    opening = planner.first(apart=False)
+    assert (opening > 0) == pays
     world = World(planner, cost, k, seed=1)
-    world.chances = [0.5] * planner.opening
+    world.chances = [0.5] * opening
     assert any(plan.layout.n_masks for plan in world.run(200, 0.2).plans) == pays
     assert all(plan.drafts == 0 for plan in world.plans) != pays
     plan = planner.next(99, (), (0.99,) * k)
     assert plan.copied and plan.drafts == k
+
+
+def test_what_tries_may_lose_is_a_small_share_and_they_are_never_given_up():
+    """Masks of which two in five are right, each at 0.87 plain calls and its judging at 0.3."""
+    cost = curve({1: 1.0, 2: 1.74, 3: 1.87, 6: 2.1, 36: 3.31, 81: 4.7}, 81)
+    bare = curve({1: 1.0, 2: 1.21, 3: 1.32, 6: 1.44}, 6)
+    worlds = [World(AutoPlanner(5, cost, bare), cost, 5, seed).run(100, 0.4) for seed in range(24)]
+    paid = sum((cost if p.layout.n_masks else bare)[p.layout.rows] for w in worlds for p in w.plans)
+    tokens = sum(world.tokens for world in worlds)
+    assert 1 < paid / tokens <= 1.015
+    for world in worlds:
+        world.run(300, 0.4)
+        assert any(plan.layout.n_masks for plan in world.plans[-200:])
+
+
+def test_masks_that_would_need_a_forward_of_their_own_wait_for_the_next_call():
+    planner = AutoPlanner(5, CPU)
+    assert planner.first(apart=True) == 0
+    planner.learn([], 1)
+    assert planner.next(99, ()).layout == Layout.steady((5,))
+    planner.learn([], 1)
+    assert planner.next(99, (0.01,) * 5).layout.n_masks < 5, "once"
+    planner = AutoPlanner(5, CPU)
+    planner.first(apart=True)
+    behind_copies = planner.next(99, (), (0.99,) * 5)
+    assert behind_copies.copied and behind_copies.layout.masks[-1] == 5
+    assert GridPlanner(5).first(apart=True) == 5
 
 
 def test_unsure_drafts_are_not_judged_and_get_no_group():
