@@ -1644,7 +1644,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error('--mcp needs an extra that is not installed here: pip install "gradio[mcp]"')
     try:
         source = options.model or str(default_checkpoint())
-        slots = Slots(devices.parse(options.devices) if options.devices else (options.device,))
+        slots = Slots(devices.parse(options.devices) if options.devices else (devices.one(options.device),))
         for name in filter(None, (source, options.draft_model)):
             HOSTING.source(name)
     except CheckpointError as error:

@@ -65,13 +65,13 @@ class BatchPlanner(Protocol):
     """Decides the rows of each call of a batch, but for those that read the prompts."""
 
     def first(self, sequences: int) -> int:
-        """How many masks each of so many sequences has in the first call."""
+        """How many masks each of so many sequences has in the first call; asked once, before any `next`."""
 
     def next(self, asks: Sequence[Ask]) -> list[Plan]:
         """Plan a call: one plan for each sequence that is still there."""
 
     def learn(self, stood: Sequence[Sequence[bool]], emitted: int) -> None:
-        """What became of the call planned last.
+        """What became of the call planned last, or of the first one.
 
         Args:
             stood: for each sequence of that call, of each draft of the chosen kind whether it was right,

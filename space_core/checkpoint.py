@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from space_core.adapter import GatedAdapter
 from space_core.copies import WEIGHTS as COPIES
 from space_core.copies import CopyBias
+from space_core.devices import KINDS
 from space_core.errors import CheckpointError, first_line
 from space_core.model import Masks, SpaceModel, best_device, probe, untrained_masks
 from space_core.placement import check_map, runs_on, weights_here
@@ -51,7 +52,6 @@ FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", f"{PARTS}/*")
 SAVING = ".saving"
 """Behind the name of a folder that is still being written."""
 MAX_MASKS = 64
-DEVICES = ("cpu", "cuda", "mps")
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -447,8 +447,8 @@ def find_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(best_device() if name == "auto" else name)
-        if device.type not in DEVICES:
-            raise NotImplementedError(f"use one of {', '.join(DEVICES)}")
+        if device.type not in KINDS:
+            raise NotImplementedError(f"use one of {', '.join(KINDS)}")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError) as error:
         raise CheckpointError(

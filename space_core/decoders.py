@@ -23,7 +23,7 @@ from space_core.errors import UnsupportedModelError
 from space_core.layout import Layout
 from space_core.lookup import DeviceLookup, Follow, Lookup
 from space_core.memory import Memory
-from space_core.model import Judged, SpaceModel
+from space_core.model import LONG_CALL, Judged, SpaceModel
 from space_core.planner import AutoPlanner, GridPlanner, Planner
 from space_core.planner import Plan as PlannedCall
 from space_core.settings import MAX_NEW_TOKENS, Plan, Settings, Verification
@@ -84,7 +84,8 @@ def space(
 def _space(run: _Run, planner: Planner) -> Iterator[Step]:
     model, prompt_ids = run.model, run.prompt_ids
     last = list(prompt_ids[run.known :])
-    masks = planner.first(apart=model.reads_apart(len(last), run.cache))
+    # By the whole prompt, whatever of it lies in the cache already: that changes no output.
+    masks = planner.first(apart=len(prompt_ids) > LONG_CALL)
     layout = Layout.first(len(last), min(masks, run.left - 1))
     drafts = tried = Drafts()  # those that are judged, and those at hand, of which the planner chose them
     start = model.clock()
@@ -254,7 +255,7 @@ class _Run:
             return verify_greedy(likeliest(logits), tokens)
         p = self.distribution(logits)
         uniforms = self.uniforms(1 + len(drafts), p)
-        if drafts.q is None:  # nothing to judge: a third of the time, and the same token
+        if drafts.q is None:  # nothing to judge: this takes a third as long, and gives the same token
             return Verdict(tokens.new_zeros(()), draw(p, uniforms)[0])
         return self.judge(p, drafts.q, tokens, uniforms)
 

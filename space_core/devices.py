@@ -8,15 +8,30 @@ from contextlib import contextmanager
 
 from space_core.errors import CheckpointError
 
+KINDS = ("cpu", "cuda", "mps")
+
+
+def one(name: str) -> str:
+    """A device as --device names it: "cuda:1", or "auto". Whether it is to be had here is found out later.
+
+    Raises:
+        CheckpointError: for one of a kind that there is no code for.
+    """
+    kind, _, number = name.partition(":")
+    whole = name == kind or number.isdecimal()
+    if name != "auto" and (kind not in KINDS or not whole):
+        raise CheckpointError(f"no device is called {name!r:.40}: use auto or one of {', '.join(KINDS)}")
+    return name
+
 
 def parse(text: str) -> tuple[str, ...]:
     """Devices as SPACE_DEVICES names them: "cuda:0,cuda:1".
 
     Raises:
         CheckpointError: for none, or for one that is named twice: two runs on one device would slow
-            each other down.
+            each other down; and as `one`.
     """
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(one(name.strip()) for name in text.split(",") if name.strip())
     if not names:
         raise CheckpointError("SPACE_DEVICES names no device: write for example cuda:0,cuda:1")
     same = [f"{name}:0" if name == "cuda" else name for name in names]

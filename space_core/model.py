@@ -323,7 +323,7 @@ class SpaceModel:
             only one group's are needed. A long prompt is fed ahead of its mask group: one call in what
             it does, two forwards in how.
         """
-        if layout.n_masks and self.reads_apart(layout.n_real, cache):
+        if not cache.length and layout.n_masks and layout.n_real > LONG_CALL:
             # A long prompt goes ahead without masks, on the path that needs no matrix of who sees whom.
             self.call(Layout.plain(layout.n_real - 1), real_ids[:-1], cache)
             layout, real_ids = Layout.first(1, layout.n_masks), real_ids[-1:]
@@ -332,10 +332,6 @@ class SpaceModel:
         if rows is None:
             rows = self._rows(shape, real_ids, cache)
         return Judged(self.logits(rows[: 1 + layout.n_drafts]), rows, shape.drafting, self)
-
-    def reads_apart(self, n_real: int, cache: BlockCache) -> bool:
-        """Whether a call of so many real rows would feed masks in a second forward."""
-        return not cache.length and n_real > LONG_CALL
 
     def _rows(self, shape: _Shape, real_ids: Sequence[int], cache: BlockCache) -> Tensor:
         """What the head is to read of the judged rows. [n_judged, hidden], or logits without a plain head"""

@@ -12,7 +12,7 @@ stand, λ the tokens a second that are being reached in such text (so 1/λ is wh
 H(w) what w fresh drafts will be worth to the call after, beyond the copies it will have from the text,
 learned as it goes and apart for texts that repeat themselves, and T the cost, corrected by what calls have
 taken since (contexts grow, machines are shared). Where T is flat the best plan is the full grid; where masks
-are worth nothing it is a plain call.
+are worth nothing it is a plain call, and they are tried again now and then, on credit (`Credit`).
 
 Why the output stays exact. Greedy: a plan changes which drafts are tried, never what the model says
 of them. Sampling: a draft may be judged or left out, but not because of the token that was drawn for
@@ -49,10 +49,10 @@ REPEATS = 0.5
 BESIDE_COPIES = 0.3
 """Share of their worth that masks are believed to have there, to begin with."""
 PROBE_MASKS = 2
-CREDIT, MOST_CREDIT = 1.0, 4.0
-"""Plain calls that masks may lose in tries, to begin with and at most."""
+CREDIT, LEAST_CREDIT, MOST_CREDIT = 1.0, -1.0, 4.0
+"""Plain calls that masks may lose before no more are tried: to begin with, and the ends of the account."""
 TRIES = 0.01
-"""Share of the time that they may lose so as the run goes on."""
+"""Share of the time that is added to it as the run goes on."""
 FREE = 1.1
 """A call that takes no more plain calls than this is as good as one."""
 HOPE = 0.9
@@ -79,10 +79,10 @@ class Planner(Protocol):
     """Decides the rows of each call of one run."""
 
     def first(self, apart: bool) -> int:
-        """How many masks the call that reads the prompt feeds.
+        """How many masks the call that reads the prompt feeds; asked once, before any `next`.
 
         Args:
-            apart: they would be fed in a forward of their own, behind the prompt's.
+            apart: so long a prompt is read in a forward of its own, and masks would need a second one.
         """
 
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
@@ -95,7 +95,7 @@ class Planner(Protocol):
         """
 
     def learn(self, stood: Sequence[bool], emitted: int) -> None:
-        """What became of the call planned last.
+        """What became of the call planned last, or of the one that read the prompt.
 
         Args:
             stood: of each draft of the chosen kind whether it was right, as far as is known: up to
@@ -161,22 +161,21 @@ class AutoPlanner:
         self.row = float(bare[k + 1] - bare[1]) / k  # what judging a draft adds to a call
         self.pause, self.idle = FIRST_PAUSE * (1 if trained else NEVER_TRAINED), 0
         self.credit = Credit()
-        self._late = 0  # masks that the first steady call owes
+        self._late = 0  # opening masks that wait for a call that judges nothing
         self._judged: tuple[Sequence[float], bool] = ((), False)
         self._fed = (0, 0)  # drafts and masks of the call
         self._plain = Layout.steady((0,))
 
     def first(self, apart: bool) -> int:
-        if apart:  # the call behind has room for them, and writes a token besides
+        if apart:  # a call behind has room for them, and writes a token besides
             self._late = self._opening
             return 0
         self.credit.book(1.0 - self.meter.calls(1 + self._opening, self._opening > 0))
         return self._opening
 
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
-        late, self._late = self._late, 0
-        waits = not self.hopeful or 0 < self.idle < self.pause
-        if waits and not late and not guesses and not copies:
+        waits = not self.hopeful or (self.idle and (self.idle < self.pause or self.credit.left <= 0))
+        if waits and not self._late and not guesses and not copies:
             self.idle += 1  # masks are not worth it, as was found a few calls ago, or before the first
             self._judged, self._repeats, self._fed = ((), False), False, (0, 0)
             self.meter.plan(1, False)
@@ -194,10 +193,10 @@ class AutoPlanner:
         # brought them.
         may = self.hopeful and (self._repeats or paid <= tokens)
         masks = self._best(survival, price, masks=may)
-        if late:
-            masks = (*masks[:-1], late)
+        if self._late and len(masks) == 1:
+            masks, self._late = (self._late,), 0
         elif any(masks):
-            self.idle = 0
+            self.idle = self._late = 0
             if len(masks) > 1 or masks[0] > PROBE_MASKS:
                 self.pause = FIRST_PAUSE
         elif self.hopeful and not self._repeats:  # where copies do without masks, these are not found wanting
@@ -290,10 +289,11 @@ def opening(
 
 
 class Credit:
-    """What masks may lose where nothing but a try can tell whether they pay.
+    """Whether masks that seem to be worth nothing may be tried once more, which nothing else can tell.
 
-    In hard text two in five of them are right, and each try loses a part of a call. So they are tried only as
-    long as what they have cost, beyond what they have brought, is made up for by a small share of the time.
+    In hard text two in five guesses are right, and each try loses a part of a call. So what masks cost and
+    what their guesses bring is booked, whatever they were fed for, and they are tried only while something is
+    left; a small share of the time is added. Debts have an end, so that masks are never given up for good.
 
     Attributes:
         left: plain calls.
@@ -304,7 +304,7 @@ class Credit:
 
     def book(self, won: float) -> None:
         """Plain calls that masks, or the judging of what they guessed, have won; below 0 if they lost."""
-        self.left = min(self.left + won, MOST_CREDIT)
+        self.left = max(LEAST_CREDIT, min(self.left + won, MOST_CREDIT))
 
 
 class Meter:
@@ -332,13 +332,13 @@ class Meter:
         """What a call of so many rows is expected to take now."""
         return (self.cost if masked else self.bare)[rows] * self.drift.of(masked)
 
+    def calls(self, rows: int, masked: bool, plain: int = 1) -> float:
+        """What such a call is expected to cost, in calls of so many bare rows."""
+        return self.seconds(rows, masked) / (self.seconds(plain, False) or 1.0)
+
     def plan(self, rows: int, masked: bool) -> None:
         """The next call has so many rows."""
         self._planned = rows, masked
-
-    def calls(self, rows: int, masked: bool, plain: int = 1) -> float:
-        """The same in calls of so many bare rows."""
-        return self.seconds(rows, masked) / (self.seconds(plain, False) or 1.0)
 
     def ran(self, plain: int = 1) -> float:
         """The call planned last has run: its cost in calls of so many bare rows; 0 if none was planned."""

@@ -13,7 +13,7 @@ from test_sampler import told_model
 from tiny import ARCHITECTURES, FEW, VOCABULARY, oracle, some, tiny_lm, trained_like_masks
 
 import space_core
-from space_core import Settings
+from space_core import Settings, batch_planner
 from space_core.adapter import GatedAdapter
 from space_core.batch_drafts import draft
 from space_core.batch_planner import Ask, AutoBatch, GridBatch, PlainBatch
@@ -24,6 +24,7 @@ from space_core.decoders import Drafts, _Run
 from space_core.errors import PromptError
 from space_core.layout import Layout
 from space_core.model import SpaceModel
+from space_core.planner import CREDIT, MOST_CREDIT, TRIES
 from space_core.settings import Plan
 from space_core.trace import Stop
 
@@ -357,19 +358,47 @@ def test_no_row_serves_a_token_behind_the_budget():
 
 
 @pytest.mark.parametrize(("row", "pays"), [(0.2, True), (0.5, False)])
-def test_masks_that_were_given_up_are_tried_again(row, pays):
-    """But never where they could not pay if they were right; copies are judged all the same."""
-    n = 2
-    planner = AutoBatch(3, linear(row, n), linear(row, n))
-    assert planner.first(n) == (3 if pays else 0)
-    tried = []
-    for _ in range(60):
-        plans = planner.next([Ask(50)] * n)
-        tried.append(any(p.layout.n_masks for p in plans))
-        planner.learn([[]] * n, n)
-    assert (1 if pays else 0) <= sum(tried) < (12 if pays else 1)
+def test_masks_that_were_given_up_are_tried_again(row, pays, monkeypatch):
+    """On credit; and never where they could not pay if they were right. Copies are judged all the same."""
+    n, tried = 2, []
+    for share in (TRIES, 1.0):  # of the time: with the second all that the pauses allow
+        monkeypatch.setattr(batch_planner, "TRIES", share)
+        planner = AutoBatch(3, linear(row, n), linear(row, n))
+        assert planner.first(n) == (3 if pays else 0)
+        tried.append(0)
+        for _ in range(240):
+            plans = planner.next([Ask(50)] * n)
+            tried[-1] += any(p.layout.n_masks for p in plans)
+            planner.learn([[]] * n, n)
+    assert (0 < tried[0] < tried[1]) if pays else tried == [0, 0]
     plans = planner.next([Ask(50, (), (0.99,) * 3)] * n)
     assert all(plan.copied and plan.drafts == 3 for plan in plans)
+
+
+def test_a_batch_books_what_masks_cost_and_what_their_guesses_bring():
+    n, price = 4, linear(0.05, 4)
+    planner = AutoBatch(3, price, price)
+    planner.first(n)
+    left = CREDIT - (price[4 * n] - price[n]) / price[n]
+    planner.learn([[]] * n, n)
+    assert planner.credit.left == pytest.approx(left)
+    sure = Ask(50, (0.9, 0.9, 0.9))
+    for asks, stood in (
+        ([sure] * n, [[True, True, True], [True, False], [False], [True, True, True]]),
+        (
+            [sure, sure, *[Ask(50, (), (0.99,) * 3)] * 2],
+            [[True, False], [False], [True, True, True], [False]],
+        ),
+    ):
+        plans = planner.next(asks)
+        assert [plan.drafts for plan in plans] == [3] * n
+        won = sum(sum(known) for known, plan in zip(stood, plans, strict=True) if not plan.copied)
+        planner.learn(stood, n + sum(map(sum, stood)))
+        bare, judging = price[4 * n], sum(not plan.copied for plan in plans)
+        whole = price[n * (4 + max(plan.layout.n_masks for plan in plans))]
+        lost = (bare - price[n]) * judging / n + whole - bare - TRIES * whole
+        left = min(left + won / n - lost / price[n], MOST_CREDIT)
+        assert planner.credit.left == pytest.approx(left)
 
 
 def test_untrained_masks_open_a_batch_only_where_they_are_free():

@@ -17,6 +17,7 @@ from tiny import oracle, output, some, trained_like_masks
 import space_core
 from space_core import Settings, Trace, conversation, peers
 from space_core.conversation import Message
+from space_core.cost import Costs
 from space_core.decoders import _Run
 from space_core.errors import PromptError
 from space_core.memory import Memory, Shelf
@@ -205,6 +206,24 @@ def test_a_sampled_turn_draws_the_same_with_and_without_the_cache(model):
         fresh = turns(model, decode, settings, None)
         kept = turns(model, decode, settings, Memory(model))
         assert [output(steps) for _, steps, _ in kept] == [output(steps) for _, steps, _ in fresh]
+
+
+def test_a_planned_sampled_turn_draws_the_same_with_and_without_the_cache_of_a_long_prompt(
+    model, monkeypatch
+):
+    """Where masks are fed may not depend on how much of the prompt lies in the cache."""
+    linear = {rows: 1 + 0.02 * rows for rows in (1, 2, 16)}
+    monkeypatch.setattr(model, "costs", {False: Costs(linear, linear)})
+    before = [(7 * i * i + 3) % 300 for i in range(270)]
+    for seed in range(4):
+        settings = Settings(k=3, max_new_tokens=17, temperature=0.9, seed=seed)
+        memory = Memory(model)
+        list(space_core.space(model, before, settings, memory))
+        prompt = [*before, 5, 6, 7]
+        kept = list(space_core.space(model, prompt, settings, memory))
+        fresh = list(space_core.space(model, prompt, settings))
+        assert kept[0].rows < len(prompt) == fresh[0].rows
+        assert output(kept) == output(fresh) and any(sum(step.groups) for step in kept)
 
 
 def test_two_runs_at_once_never_share_a_cache(model):

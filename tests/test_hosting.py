@@ -209,6 +209,21 @@ def test_devices_that_cannot_race_beside_each_other_are_refused(text: str) -> No
         devices.parse(text)
 
 
+@pytest.mark.parametrize("text", ["tpu", "cuda:", "cuda:x", "cpu:-1", "auto:0", "<b>"])
+def test_devices_of_no_kind_are_told_at_the_start(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import app
+
+    for name, several in (("--device", text), ("--devices", f"cpu,{text}")):
+        with pytest.raises(SystemExit) as ended:
+            app.main([name, several])
+        assert ended.value.code == 2
+        assert (
+            capsys.readouterr()
+            .err.splitlines()[-1]
+            .endswith(f"no device is called {text!r}: use auto or one of cpu, cuda, mps")
+        )
+
+
 def test_one_run_on_each_device_at_a_time_and_all_of_them_work() -> None:
     slots = devices.Slots(("a", "b", "c"))
     lock, busy, worst, used = threading.Lock(), [0] * 3, [0] * 3, []

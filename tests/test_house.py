@@ -30,7 +30,7 @@ ROOMS = {
         *("adapter", "cache", "copies", "errors", "graphs", "layout", "lookup", "placement", "products"),
         "sampler",
     },
-    "checkpoint": {"errors", "adapter", "copies", "model", "placement", "sampler"},
+    "checkpoint": {"errors", "adapter", "copies", "devices", "model", "placement", "sampler"},
     "lookup": set(),
     "planner": {"layout"},
     "cost": {"layout"},
