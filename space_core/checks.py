@@ -195,7 +195,8 @@ def forced(
     model: SpaceModel, prompt: Sequence[int], settings: Settings, choose: Callable[[int, int], int]
 ) -> Iterator[Step]:
     """SPACE by the full grid on drafts of any origin."""
-    run = Forced(model, prompt, settings, stream=1)
+    # A planned run on a CPU ends its guesses where they are hopeless: the grid's calls want all of them.
+    run = Forced(model, prompt, replace(settings, plan=Plan.GRID), stream=1)
     run.choose = choose
     return _space(run, GridPlanner(settings.k))
 

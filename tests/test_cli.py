@@ -59,3 +59,12 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, says):
 def test_an_empty_prompt_is_refused():
     result = run("generate", "--prompt-file", "-")
     assert result.returncode == 2 and "prompt is empty" in result.stderr
+
+
+@pytest.mark.more
+@needs_checkpoint
+def test_the_bundled_checkpoint_is_found_lossless():
+    """Its masks are told what stands in front of them, which the small models of other tests are not."""
+    sizes = ("--cases", "1", "--k", "3", "--max-new-tokens", "24", "--seconds", "60")
+    done = run("verify", *sizes)
+    assert done.returncode == 0 and "Lossless: no difference" in done.stdout, done.stdout + done.stderr

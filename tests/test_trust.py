@@ -119,6 +119,16 @@ def test_forced_drafts_are_accepted_exactly_as_far_as_they_are_right():
     assert found.cases == 44 and set(found.figures["accepted"]) == set(range(9))
 
 
+def test_forced_drafts_of_masks_that_are_told_the_tokens_in_front_of_them():
+    """A planned run on a CPU gives such guesses up where they are hopeless; a forced one needs all of them."""
+    from test_sampler import told_model
+
+    subject = trust.Subject(told_model(), [[3, 1, 4, 1, 5]])
+    found = sound(run(checks.check_forced, subject))
+    assert set(found.figures["accepted"]) == set(range(9))
+    sound(run(checks.check_stopping, subject))
+
+
 @pytest.mark.slow
 @pytest.mark.trust(2)
 def test_forced_drafts_at_full_size(figures):
