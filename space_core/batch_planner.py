@@ -33,7 +33,6 @@ from space_core.planner import (
     MEMORY,
     PROBE_MASKS,
     REPEATS,
-    TRIES,
     TRUSTED,
     Credit,
     Experience,
@@ -138,7 +137,7 @@ class AutoBatch:
         self.paid, self.plain = float(TRUSTED), TRUSTED * 1.3
         self.meter = Meter(cost, bare, timed)
         self.pause, self.idle = FIRST_PAUSE, 0
-        self.credit = Credit()
+        self.credit = Credit(self.meter)
         self._hopeful: dict[int, bool] = {}
         self._fed = (0, 0)  # drafts and masks of each sequence in the call
         self._judged: list[tuple[Sequence[float], bool, int]] = []  # confidences, copied, drafts
@@ -149,10 +148,9 @@ class AutoBatch:
         self._below = d[None, :] < d[:, None]
 
     def first(self, sequences: int) -> int:
-        if not self.hopeful(sequences):
-            return 0
-        masks = opening(self.k, self.cost, self.bare, self.trained, sequences)
-        self.credit.book(1.0 - self.meter.calls(sequences * (1 + masks), masks > 0, sequences))
+        hopeful = self.hopeful(sequences)
+        masks = opening(self.k, self.cost, self.bare, self.trained, sequences) if hopeful else 0
+        self.credit.add(1.0 - self.meter.calls(sequences * (1 + masks), masks > 0, sequences))
         return masks
 
     def hopeful(self, sequences: int) -> bool:
@@ -216,14 +214,8 @@ class AutoBatch:
             self.idle = self.pause = FIRST_PAUSE
         self.plain = self.plain * MEMORY + emitted / self._asked
         self.paid = self.paid * MEMORY + paid
-        n, (drafts, masks) = self._asked, self._fed
-        won = TRIES * paid + accepted / n
-        if masks or judging:
-            bare = self.meter.calls(n * (1 + drafts), False, n)
-            won -= (bare - 1) * judging / n  # the rest judge copies
-            if masks:
-                won -= self.meter.calls(n * (1 + drafts + masks), True, n) - bare
-        self.credit.book(won)
+        n = self._asked
+        self.credit.book(paid, *self._fed, judging / n, accepted / n, n)
 
     def took(self, seconds: float) -> None:
         self.meter.took(seconds)

@@ -160,17 +160,17 @@ class AutoPlanner:
         self.paid = {repeats: float(TRUSTED) for repeats in (False, True)}
         self.row = float(bare[k + 1] - bare[1]) / k  # what judging a draft adds to a call
         self.pause, self.idle = FIRST_PAUSE * (1 if trained else NEVER_TRAINED), 0
-        self.credit = Credit()
+        self.credit = Credit(self.meter)
         self._late = 0  # opening masks that wait for a call that judges nothing
         self._judged: tuple[Sequence[float], bool] = ((), False)
-        self._fed = (0, 0)  # drafts and masks of the call
+        self._fed: tuple[int, int] | None = None  # drafts and masks of the call planned last
         self._plain = Layout.steady((0,))
 
     def first(self, apart: bool) -> int:
         if apart:  # a call behind has room for them, and writes a token besides
             self._late = self._opening
             return 0
-        self.credit.book(1.0 - self.meter.calls(1 + self._opening, self._opening > 0))
+        self.credit.add(1.0 - self.meter.calls(1 + self._opening, self._opening > 0))
         return self._opening
 
     def next(self, left: int, guesses: Sequence[float], copies: Sequence[float] = ()) -> Plan:
@@ -218,15 +218,8 @@ class AutoPlanner:
         here, paid = self._repeats, self.meter.ran()
         self.tokens[here] = self.tokens[here] * MEMORY + emitted
         self.paid[here] = self.paid[here] * MEMORY + paid
-        drafts, masks = self._fed
-        won = TRIES * paid
-        if masks or (drafts and not copied):
-            bare = self.meter.calls(1 + drafts, False)
-            if masks:
-                won -= self.meter.calls(1 + drafts + masks, True) - bare
-            if not copied:  # copies and what they win are none of the masks' business
-                won += emitted - bare
-        self.credit.book(won)
+        if self._fed is not None:
+            self.credit.book(paid, *self._fed, *((0, 0) if copied else (1, emitted - 1)))
 
     def took(self, seconds: float) -> None:
         self.meter.took(seconds)
@@ -299,12 +292,26 @@ class Credit:
         left: plain calls.
     """
 
-    def __init__(self) -> None:
-        self.left = CREDIT
+    def __init__(self, meter: Meter) -> None:
+        self.left, self._meter = CREDIT, meter
 
-    def book(self, won: float) -> None:
+    def add(self, won: float) -> None:
         """Plain calls that masks, or the judging of what they guessed, have won; below 0 if they lost."""
         self.left = max(LEAST_CREDIT, min(self.left + won, MOST_CREDIT))
+
+    def book(
+        self, paid: float, drafts: int, masks: int, judging: float, accepted: float, sequences: int = 1
+    ) -> None:
+        """A call has run. Copies, and what they win, are none of the masks' business.
+
+        Args:
+            paid: its cost in plain calls.
+            drafts, masks: rows of each sequence in it.
+            judging: share of the sequences whose drafts masks had guessed.
+            accepted: of these drafts, for each sequence in the call.
+        """
+        bare = self._meter.calls(sequences * (1 + drafts), False, sequences) if masks else paid
+        self.add(TRIES * paid + accepted - judging * (bare - 1) - (paid - bare))
 
 
 class Meter:

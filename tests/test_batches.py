@@ -13,7 +13,7 @@ from test_sampler import told_model
 from tiny import ARCHITECTURES, FEW, VOCABULARY, oracle, some, tiny_lm, trained_like_masks
 
 import space_core
-from space_core import Settings, batch_planner
+from space_core import Settings
 from space_core.adapter import GatedAdapter
 from space_core.batch_drafts import draft
 from space_core.batch_planner import Ask, AutoBatch, GridBatch, PlainBatch
@@ -362,7 +362,7 @@ def test_masks_that_were_given_up_are_tried_again(row, pays, monkeypatch):
     """On credit; and never where they could not pay if they were right. Copies are judged all the same."""
     n, tried = 2, []
     for share in (TRIES, 1.0):  # of the time: with the second all that the pauses allow
-        monkeypatch.setattr(batch_planner, "TRIES", share)
+        monkeypatch.setattr("space_core.planner.TRIES", share)
         planner = AutoBatch(3, linear(row, n), linear(row, n))
         assert planner.first(n) == (3 if pays else 0)
         tried.append(0)

@@ -187,7 +187,7 @@ def test_what_masks_cost_and_what_their_guesses_bring_is_booked():
         left += emitted - bare if plan.drafts and not plan.copied else 0.0
         left = min(left, MOST_CREDIT)
         assert planner.credit.left == pytest.approx(left), plan
-    planner.credit.book(-50.0)
+    planner.credit.add(-50.0)
     assert planner.credit.left == LEAST_CREDIT
 
 
